@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Reads the metadata service (EC2's paths; an IMDSv2 token first, without one if the service has none) and applies
+ * what it says: the host's name, root's authorized keys, user data. Prints nothing; ends 0 if the service answered.
+ * User data that starts with #! is left executable in /run/hearth/user-data, for /etc/hearth/boot to run.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+static char token[256];
+static char buffer[128 << 10];
+
+/* The body's length, with the body at *body; -1 without an answer, or with one that isn't 200. */
+static long request(const char *method, const char *path, char **body)
+{
+	struct sockaddr_in service = { .sin_family = AF_INET, .sin_port = htons(80),
+				       .sin_addr.s_addr = inet_addr("169.254.169.254") };
+	struct timeval patience = { 3, 0 };
+	char head[1024];
+	size_t have = 0;
+	ssize_t n;
+	int length, status = 0, fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+	length = snprintf(head, sizeof head, "%s %s HTTP/1.0\r\nHost: 169.254.169.254\r\n%s%s\r\n%s\r\n", method, path,
+			  *token ? "X-aws-ec2-metadata-token: " : "Connection: close",
+			  token, *method == 'P' ? "X-aws-ec2-metadata-token-ttl-seconds: 300\r\nContent-Length: 0\r\n" : "");
+	if (connect(fd, (struct sockaddr *)&service, sizeof service) || write(fd, head, length) != length) {
+		close(fd);
+		return -1;
+	}
+	while (have < sizeof buffer - 1 && (n = read(fd, buffer + have, sizeof buffer - 1 - have)) > 0)
+		have += n;
+	close(fd);
+	buffer[have] = 0;
+	*body = strstr(buffer, "\r\n\r\n");
+	if (!*body || sscanf(buffer, "HTTP/%*s %d", &status) != 1 || status != 200)
+		return -1;
+	*body += 4;
+	return buffer + have - *body;
+}
+
+static void write_file(const char *path, const char *data, size_t length, mode_t mode)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, mode);
+
+	write(fd, data, length);
+	close(fd);
+}
+
+int main(void)
+{
+	char *body, *line, *next, path[256], keys[64 << 10];
+	size_t length = 0;
+	long n;
+
+	/* The service may need a moment after the address is there. */
+	for (int i = 0; (n = request("PUT", "/latest/api/token", &body)) < 0 && i < 1; i++)
+		;
+	if (n > 0 && n < (long)sizeof token)
+		memcpy(token, body, n);
+	token[strcspn(token, "\r\n")] = 0;
+
+	n = request("GET", "/latest/meta-data/hostname", &body);
+	if (n < 0)
+		n = request("GET", "/latest/meta-data/local-hostname", &body);
+	if (n > 0) {
+		n = strcspn(body, "\r\n");
+		sethostname(body, n);
+		body[n] = '\n';
+		write_file("/run/hearth/hostname", body, n + 1, 0644);
+	}
+
+	/* The list's lines are "0=name"; each key is below its number. */
+	if (request("GET", "/latest/meta-data/public-keys/", &body) > 0) {
+		char *list = strdup(body);
+		for (line = list; *line; line = next) {
+			size_t width = strcspn(line, "\r\n");
+			next = line + width + strspn(line + width, "\r\n");
+			line[strspn(line, "0123456789")] = 0;
+			snprintf(path, sizeof path, "/latest/meta-data/public-keys/%s/openssh-key", line);
+			n = request("GET", path, &body);
+			if (n > 0 && length + n + 1 < sizeof keys) {
+				memcpy(keys + length, body, n);
+				length += n;
+				if (body[n - 1] != '\n')
+					keys[length++] = '\n';
+			}
+		}
+		if (length) {
+			mkdir("/root/.ssh", 0700);
+			write_file("/root/.ssh/authorized_keys", keys, length, 0600);
+		}
+	}
+
+	n = request("GET", "/latest/user-data", &body);
+	if (n > 2 && body[0] == '#' && body[1] == '!')
+		write_file("/run/hearth/user-data", body, n, 0700);
+	else if (n > 0)
+		write_file("/run/hearth/user-data", body, n, 0600);
+	return *token || n >= 0 ? 0 : 1;
+}

@@ -1,0 +1,122 @@
+//! The control protocol between the agent and a VMM process.
+//!
+//! A Unix stream socket; each message is one line of JSON. The client sends [`Request`]s and
+//! gets one [`Reply`] to each, in order. Two requests change what the connection is for:
+//! after [`Request::Subscribe`] the VMM also sends [`Reply::Event`] lines as things happen, and
+//! after [`Request::AttachConsole`] both sides send raw bytes of the serial console until one
+//! closes. The first request must be [`Request::Hello`].
+
+use serde::{Deserialize, Serialize};
+
+/// What a VMM may be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Says which version the client speaks; legal once, first.
+    Hello {
+        /// [`PROTOCOL_VERSION`](crate::config::PROTOCOL_VERSION).
+        version: u32,
+    },
+    /// How the guest is; always legal.
+    Status,
+    /// Presses the power button, once. The guest decides what follows; a reset that follows
+    /// counts as a power-off.
+    PowerButton,
+    /// Ends the guest now: vCPUs stop, disks are flushed, the process exits.
+    Kill,
+    /// Sends events on this connection from now on.
+    Subscribe,
+    /// Turns this connection into the serial console.
+    AttachConsole {
+        /// First send what is still kept of the output so far.
+        replay: bool,
+    },
+}
+
+/// What a VMM answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The VMM's version.
+        version: u32,
+        /// Whose VMM this is.
+        instance_id: String,
+        /// Its process id.
+        pid: u32,
+    },
+    /// To [`Request::Status`].
+    Status(VmStatus),
+    /// Done; to everything else that worked.
+    Done,
+    /// The request was not understood or is not legal now.
+    Error {
+        /// For people.
+        message: String,
+    },
+    /// Not an answer: something happened. Only after [`Request::Subscribe`].
+    Event(Event),
+}
+
+/// How a guest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Nanoseconds from the start of the VMM process to the guest's first instruction.
+    pub start_to_guest_ns: u64,
+}
+
+/// Where a guest is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Runs.
+    Running,
+    /// Has ended; the process is about to exit.
+    Exiting,
+}
+
+/// What happens to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The guest has ended; the process exits next.
+    Exited(ExitReport),
+    /// A disk refused a request of the guest, or the guest misused its queue.
+    DiskError {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Why a guest ended. Also the content of the file
+/// [`EXIT_REPORT`](crate::config::run_files::EXIT_REPORT).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// The kind.
+    pub reason: ExitReason,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of end. The process's exit code is 0 for the first three, 1 for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset (also after a kernel panic with `panic=`).
+    Reset,
+    /// [`Request::Kill`], or SIGTERM.
+    Killed,
+    /// The guest did what no CPU can go on from (a triple fault, an emulation failure).
+    GuestCrash,
+    /// The configuration or the host did not allow the guest to start.
+    StartFailed,
+    /// The VMM itself failed.
+    InternalError,
+}
