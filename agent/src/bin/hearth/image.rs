@@ -1,0 +1,305 @@
+//! `hearth image …`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use hearth_proto::v1::{
+    DeregisterImageRequest, DescribeImagesResponse, DiskFormat, Filter, Image, ImageFile,
+    ImportImageHeader, ImportImageRequest, Tag, import_image_request::Message,
+};
+
+use crate::{
+    client::Client,
+    failure::{Failure, flags, rpc_with_flags},
+    filters::{parse_filter, parse_tag},
+    human,
+    image_files::{FileToSend, ImageFiles, format_of, parse_format},
+    output::{self, Output},
+    upload::{self, Upload},
+};
+
+/// What instances are made from.
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Send an image to the agent: a directory with an image.json, or single files.
+    Import(ImportArgs),
+    /// List images.
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show everything about images.
+    Show(IdsArgs),
+    /// Take images away from new instances.
+    #[command(visible_alias = "rm")]
+    Deregister(IdsArgs),
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// Directory with an image.json, which names the files beside it.
+    #[arg(required_unless_present = "kernel")]
+    dir: Option<PathBuf>,
+    /// Name of the image; needed without a directory.
+    #[arg(long, required_unless_present = "dir")]
+    name: Option<String>,
+    /// An uncompressed ELF kernel or a bzImage.
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM file system.
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    initrd: Option<PathBuf>,
+    /// Root disk, raw or qcow2.
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    root: Option<PathBuf>,
+    /// Format of the root disk; by default by its name.
+    #[arg(long, value_name = "raw|qcow2", value_parser = parse_format)]
+    format: Option<DiskFormat>,
+    /// Kernel arguments.
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    kernel_args: Option<String>,
+    /// Words for people.
+    #[arg(long)]
+    description: Option<String>,
+    /// A tag; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tag: Vec<Tag>,
+    /// A call repeated with the same token returns the first call's result.
+    #[arg(long, value_name = "TOKEN")]
+    client_token: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ListArgs {
+    /// Only what matches: image-id, name, state, architecture, owner-id, tag:KEY, tag-key.
+    #[arg(long, value_name = "NAME=VALUE[,VALUE…]", value_parser = parse_filter)]
+    filter: Vec<Filter>,
+    /// Deregistered ones too.
+    #[arg(long, short)]
+    all: bool,
+}
+
+#[derive(Args)]
+pub struct IdsArgs {
+    /// The images' ids or names.
+    #[arg(required = true, value_name = "IMAGE")]
+    ids: Vec<String>,
+}
+
+pub async fn dispatch(
+    client: &mut Client,
+    output: Output,
+    command: ImageCommand,
+) -> Result<(), Failure> {
+    match command {
+        ImageCommand::Import(args) => import(client, output, args).await,
+        ImageCommand::List(args) => list(client, output, args).await,
+        ImageCommand::Show(args) => show(client, output, args).await,
+        ImageCommand::Deregister(args) => deregister(client, args).await,
+    }
+}
+
+async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result<(), Failure> {
+    let format = args.format;
+    let (files, tags, client_token) = files(args)?;
+    let mut upload = Upload::new();
+    let kernel = image_file(&mut upload, files.kernel, DiskFormat::Unspecified).await?;
+    let initrd = match files.initrd {
+        Some(file) => Some(image_file(&mut upload, file, DiskFormat::Unspecified).await?),
+        None => None,
+    };
+    let root = match files.root {
+        Some(file) => {
+            let format = format_of(&file.path, format)?;
+            Some(image_file(&mut upload, file, format).await?)
+        }
+        None => None,
+    };
+    let header = ImportImageHeader {
+        name: files.name,
+        description: files.description,
+        architecture: files.architecture,
+        kernel_args: files.kernel_args,
+        kernel: Some(kernel),
+        initrd,
+        root,
+        tags,
+        client_token,
+    };
+    let message = |message| ImportImageRequest {
+        message: Some(message),
+    };
+    let (stream, sending) = upload.send(message(Message::Header(header)), |piece| {
+        ImportImageRequest {
+            message: Some(Message::Data(piece)),
+        }
+    });
+    let answer = client.images.import_image(stream).await.map_err(|status| {
+        rpc_with_flags(
+            status,
+            &flags([
+                ("name", "--name"),
+                ("header.name", "--name"),
+                ("kernel", "--kernel"),
+                ("header.kernel", "--kernel"),
+                ("initrd", "--initrd"),
+                ("header.initrd", "--initrd"),
+                ("root", "--root"),
+                ("header.root", "--root"),
+                ("kernel_args", "--kernel-args"),
+                ("header.kernel_args", "--kernel-args"),
+            ]),
+        )
+    });
+    let answer = upload::outcome(answer, sending).await?.into_inner();
+    match output {
+        Output::Json => output::json("ImportImageResponse", &answer),
+        Output::Table => print_images(answer.image.as_slice()),
+    }
+}
+
+/// From the directory or the flags; a flag beside a directory overrides what is in it.
+fn files(args: ImportArgs) -> Result<(ImageFiles, Vec<Tag>, String), Failure> {
+    let unchecked = |path| FileToSend {
+        path,
+        sha256: String::new(),
+    };
+    let mut files = match (args.dir, args.kernel) {
+        (Some(dir), _) => ImageFiles::read(&dir)?,
+        (None, Some(kernel)) => ImageFiles {
+            name: String::new(),
+            description: String::new(),
+            architecture: String::new(),
+            kernel_args: String::new(),
+            kernel: unchecked(kernel),
+            initrd: args.initrd.map(unchecked),
+            root: args.root.map(unchecked),
+        },
+        (None, None) => return Err(Failure::new("give a directory or --kernel")),
+    };
+    files.name = args.name.unwrap_or(files.name);
+    files.description = args.description.unwrap_or(files.description);
+    files.kernel_args = args.kernel_args.unwrap_or(files.kernel_args);
+    Ok((files, args.tag, args.client_token.unwrap_or_default()))
+}
+
+async fn image_file(
+    upload: &mut Upload,
+    file: FileToSend,
+    format: DiskFormat,
+) -> Result<ImageFile, Failure> {
+    let length_bytes = upload.add(file.path).await?;
+    Ok(ImageFile {
+        length_bytes,
+        sha256: file.sha256,
+        format: format.into(),
+    })
+}
+
+async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(), Failure> {
+    let mut filters = args.filter;
+    if !args.all && !filters.iter().any(|filter| filter.name == "state") {
+        filters.push(Filter {
+            name: "state".to_owned(),
+            values: ["pending", "available"].map(str::to_owned).to_vec(),
+        });
+    }
+    let images = client.describe_images(&[], &filters).await?;
+    match output {
+        Output::Json => print_json(images),
+        Output::Table if images.is_empty() => {
+            eprintln!("No images. Send one with `hearth image import DIR`.");
+            Ok(())
+        }
+        Output::Table => print_images(&images),
+    }
+}
+
+async fn show(client: &mut Client, output: Output, args: IdsArgs) -> Result<(), Failure> {
+    let mut ids = Vec::with_capacity(args.ids.len());
+    for id_or_name in &args.ids {
+        ids.push(client.image_id(id_or_name).await?);
+    }
+    let images = client.describe_images(&ids, &[]).await?;
+    if output == Output::Json {
+        return print_json(images);
+    }
+    for (index, image) in images.iter().enumerate() {
+        if index > 0 {
+            output::line("")?;
+        }
+        print_one(image)?;
+    }
+    Ok(())
+}
+
+async fn deregister(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
+    for id_or_name in &args.ids {
+        let image_id = client.image_id(id_or_name).await?;
+        client
+            .images
+            .deregister_image(DeregisterImageRequest { image_id })
+            .await
+            .map_err(|status| rpc_with_flags(status, &flags([("image_id", "IMAGE")])))?;
+    }
+    Ok(())
+}
+
+fn print_json(images: Vec<Image>) -> Result<(), Failure> {
+    output::json(
+        "DescribeImagesResponse",
+        &DescribeImagesResponse {
+            images,
+            next_token: String::new(),
+        },
+    )
+}
+
+fn state_word(image: &Image) -> String {
+    human::enum_word(image.state().as_str_name(), "IMAGE_STATE_")
+}
+
+fn root_size(image: &Image) -> String {
+    if image.has_root {
+        human::bytes(image.root_size_bytes)
+    } else {
+        "-".to_owned()
+    }
+}
+
+fn print_images(images: &[Image]) -> Result<(), Failure> {
+    let row = |image: &Image| {
+        vec![
+            image.image_id.clone(),
+            image.name.clone(),
+            state_word(image),
+            image.architecture.clone(),
+            root_size(image),
+            human::age(image.create_time.as_ref()),
+        ]
+    };
+    let header = ["IMAGE", "NAME", "STATE", "ARCHITECTURE", "ROOT", "AGE"];
+    output::table(&header, &[4, 5], images.iter().map(row).collect())
+}
+
+fn print_one(image: &Image) -> Result<(), Failure> {
+    let tags: Vec<String> = image
+        .tags
+        .iter()
+        .map(|tag| format!("{}={}", tag.key, tag.value))
+        .collect();
+    output::fields(vec![
+        ("Image", image.image_id.clone()),
+        ("Name", image.name.clone()),
+        ("Description", image.description.clone()),
+        ("State", state_word(image)),
+        ("Architecture", image.architecture.clone()),
+        ("Kernel arguments", image.kernel_args.clone()),
+        (
+            "Initrd",
+            if image.has_initrd { "yes" } else { "no" }.to_owned(),
+        ),
+        ("Root", root_size(image)),
+        ("Created", human::time_and_age(image.create_time.as_ref())),
+        ("Tags", tags.join("\n")),
+        ("Owner", image.owner_id.clone()),
+    ])
+}

@@ -1,0 +1,117 @@
+//! `hearth`: drives `hearthd` from a terminal or a script.
+//!
+//! One file for each noun of the API ([`instance`], [`volume`], [`image`], [`events`]), each with
+//! its arguments and what they do. [`client`] talks to the agent, [`failure`] turns what went
+//! wrong into a line and a hint, [`output`] prints tables and JSON.
+
+mod client;
+mod completion;
+mod console;
+mod events;
+mod failure;
+mod filters;
+mod human;
+mod image;
+mod image_files;
+mod instance;
+mod output;
+mod run;
+mod upload;
+mod volume;
+mod wait;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{client::Client, failure::Failure, output::Output};
+
+/// Run micro-VMs on this machine: instances, volumes and images, in EC2's words.
+#[derive(Parser)]
+#[command(
+    name = "hearth",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Start with `hearth image import DIR` and `hearth run IMAGE --wait`.")]
+struct Cli {
+    /// The agent's Unix socket.
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_SOCKET",
+        value_name = "PATH",
+        default_value = client::DEFAULT_SOCKET
+    )]
+    socket: PathBuf,
+
+    /// Tables for people, or one JSON document for programs.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    output: Output,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make instances from an image and start them (short for `instance run`).
+    Run(run::RunArgs),
+    /// Micro-VMs.
+    #[command(subcommand, visible_alias = "instances")]
+    Instance(instance::InstanceCommand),
+    /// Block volumes.
+    #[command(subcommand, visible_alias = "volumes")]
+    Volume(volume::VolumeCommand),
+    /// What instances are made from.
+    #[command(subcommand, visible_alias = "images")]
+    Image(image::ImageCommand),
+    /// What happened, and what happens.
+    Events(events::EventsArgs),
+    /// Connect to an instance's serial console (short for `instance console`).
+    Console(console::ConsoleArgs),
+    /// Print the completion script of a shell.
+    Completion(completion::CompletionArgs),
+    /// Print the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(format!("no async runtime: {error}")).report(),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let output = cli.output;
+    let connect = || Client::connect(&cli.socket);
+    match cli.command {
+        Command::Run(args) => run::run(&mut connect().await?, output, args).await,
+        Command::Instance(command) => {
+            instance::dispatch(&mut connect().await?, output, command).await
+        }
+        Command::Volume(command) => volume::dispatch(&mut connect().await?, output, command).await,
+        Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Events(args) => events::events(&mut connect().await?, output, args).await,
+        Command::Console(args) => console::console(&mut connect().await?, args).await,
+        Command::Completion(args) => completion::completion(args),
+        Command::Version => output::line(&format!("hearth {}", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
