@@ -1,0 +1,25 @@
+//! What a block device asks of a disk.
+
+use std::io;
+
+use vm_memory::VolatileSlice;
+
+/// A disk of a fixed size. All offsets and lengths are in bytes, within the disk, and multiples
+/// of 512. May be called from several threads at once; what overlaps in time and place has no
+/// order.
+pub trait Storage: Send + Sync {
+    /// Size of the disk.
+    fn size_bytes(&self) -> u64;
+    /// Fills all of `into`.
+    fn read(&self, into: &[VolatileSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Writes all of `from`.
+    fn write(&self, from: &[VolatileSlice<'_>], offset: u64) -> io::Result<()>;
+    /// The range reads as zeroes afterwards; with `may_unmap`, its space may be given back.
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
+    /// Nobody needs what is in the range.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// What has been written before is durable afterwards.
+    fn flush(&self) -> io::Result<()>;
+    /// As [`flush`](Self::flush), and nothing comes after it.
+    fn close(&self) -> io::Result<()>;
+}

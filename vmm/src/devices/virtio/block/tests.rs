@@ -1,0 +1,1 @@
+//! The device as a driver sees it, on volumes of a real store.
