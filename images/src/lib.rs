@@ -1,1 +1,34 @@
-//! Hearth.
+//! The volume store of Hearth: sealed qcow2 layers, and volumes and snapshots that name them.
+//!
+//! A [`Store`] is one directory. A *layer* is a qcow2 file, a *volume* is a chain of sealed
+//! layers with one writable layer on top, a *snapshot* is a name for a sealed layer. The agent
+//! creates, imports, grows and deletes; a VMM process opens one volume as a [`Disk`] and reads
+//! and writes it from several threads at once. `docs/volumes.md` tells the file layout and what
+//! is guaranteed after a crash.
+//!
+//! - [`store`]: the directory, and every operation on whole volumes and snapshots
+//! - [`disk`]: guest I/O on an open volume
+//! - [`layer`]: one qcow2 file: its header, its parent, how a new one is made
+//! - [`check`]: walks the tables of a layer, compares refcounts, repairs them after a crash
+//! - [`import`]: makes a layer from a raw or qcow2 image that nobody trusts
+
+pub mod check;
+pub mod disk;
+mod error;
+mod id;
+pub mod import;
+pub mod layer;
+pub mod store;
+
+pub use check::{CheckReport, Repair};
+pub use disk::Disk;
+pub use error::{Error, ErrorKind, Result};
+pub use id::{SnapshotId, VolumeId};
+pub use import::{DiskFormat, ImportOptions, ImportSource};
+pub use store::{Access, SnapshotInfo, Store, VolumeInfo, VolumeSource};
+
+/// The largest virtual disk, in bytes: 64 TiB, the largest EBS volume.
+pub const MAX_DISK_BYTES: u64 = 64 << 40;
+
+/// The unit of every disk size and request, in bytes.
+pub const SECTOR_BYTES: u64 = 512;
