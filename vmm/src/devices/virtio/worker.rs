@@ -203,3 +203,6 @@ impl<H: ChainHandler> Service<H> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

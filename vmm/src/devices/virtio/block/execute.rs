@@ -84,7 +84,7 @@ impl Executor {
                 Ok(())
             }
             Operation::Discard(segments) => {
-                for (offset, len) in self.check_segments(segments)? {
+                for (offset, len, _) in self.check_segments(segments)? {
                     self.storage
                         .discard(offset, len)
                         .map_err(failed("discard", offset, len))?;
@@ -92,10 +92,9 @@ impl Executor {
                 self.after_write()
             }
             Operation::WriteZeroes(segments) => {
-                let ranges = self.check_segments(segments)?;
-                for ((offset, len), segment) in ranges.into_iter().zip(segments) {
+                for (offset, len, unmap) in self.check_segments(segments)? {
                     self.storage
-                        .write_zeroes(offset, len, segment.unmap)
+                        .write_zeroes(offset, len, unmap)
                         .map_err(failed("write of zeroes", offset, len))?;
                 }
                 self.after_write()
@@ -131,21 +130,22 @@ impl Executor {
         }
     }
 
-    /// Checks all segments before the first of them is touched. Returns offset and length of each
-    /// in bytes.
-    fn check_segments(&self, segments: &[ZeroSegment]) -> Result<Vec<(u64, u64)>, Failure> {
+    /// Checks all segments before the first of them is touched. Returns offset and length in
+    /// bytes, and whether to unmap, of those that aren't empty.
+    fn check_segments(&self, segments: &[ZeroSegment]) -> Result<Vec<(u64, u64, bool)>, Failure> {
         self.check_writable()?;
-        segments
-            .iter()
-            .map(|segment| {
-                if segment.sectors > MAX_ZERO_SECTORS {
-                    return Err(IO_ERROR);
-                }
-                let sectors = u64::from(segment.sectors);
-                let offset = self.check_range(segment.sector, sectors)?;
-                Ok((offset, sectors * SECTOR_BYTES))
-            })
-            .collect()
+        let mut ranges = Vec::with_capacity(segments.len());
+        for segment in segments {
+            if segment.sectors > MAX_ZERO_SECTORS {
+                return Err(IO_ERROR);
+            }
+            let sectors = u64::from(segment.sectors);
+            let offset = self.check_range(segment.sector, sectors)?;
+            if sectors > 0 {
+                ranges.push((offset, sectors * SECTOR_BYTES, segment.unmap));
+            }
+        }
+        Ok(ranges)
     }
 
     fn after_write(&self) -> Result<(), Failure> {

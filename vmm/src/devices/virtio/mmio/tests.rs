@@ -153,8 +153,8 @@ fn a_queue_that_cannot_be_one_needs_a_reset() {
         with(|ring| ring.used += 2),
         with(|ring| ring.descriptors = MEMORY_BYTES),
         with(|ring| ring.available = MEMORY_BYTES - 16),
-        with(|ring| ring.used = u64::MAX & !3),
-        with(|ring| ring.descriptors = u64::MAX & !15),
+        with(|ring| ring.used = !3),
+        with(|ring| ring.descriptors = !15),
     ] {
         let mut driver = configuring();
         driver.set_up_queue(0, &ring);

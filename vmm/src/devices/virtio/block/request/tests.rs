@@ -124,7 +124,10 @@ fn without_a_header_or_a_status_there_is_no_request() {
         })
     };
     let whole = header(VIRTIO_BLK_T_FLUSH, 0);
-    assert_eq!(error(&[whole.clone()], &[]), "no room for the status");
+    assert_eq!(
+        error(std::slice::from_ref(&whole), &[]),
+        "no room for the status"
+    );
     for len in 0..HEADER_BYTES {
         assert_eq!(
             error(&[whole[..len].to_vec()], &[1]),
