@@ -2,7 +2,8 @@
 /*
  * Reads the metadata service (EC2's paths; an IMDSv2 token first, without one if the service has none) and applies
  * what it says: the host's name, root's authorized keys, user data. Prints nothing; ends 0 if the service answered.
- * User data that starts with #! is left executable in /run/hearth/user-data, for /etc/hearth/boot to run.
+ * User data is left in /run/hearth/user-data: executable, for /etc/hearth/boot to run, if it starts with #! and this is
+ * the instance's first boot.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -62,14 +63,35 @@ int main(void)
 {
 	char *body, *line, *next, path[256], keys[64 << 10];
 	size_t length = 0;
+	int fresh = 1, answered = 0;
 	long n;
 
 	/* The service may need a moment after the address is there. */
-	for (int i = 0; (n = request("PUT", "/latest/api/token", &body)) < 0 && i < 1; i++)
-		;
+	n = request("PUT", "/latest/api/token", &body);
+	if (n < 0)
+		n = request("PUT", "/latest/api/token", &body);
 	if (n > 0 && n < (long)sizeof token)
 		memcpy(token, body, n);
 	token[strcspn(token, "\r\n")] = 0;
+	answered = n > 0;
+
+	/* Another instance than the last time: a first boot, or a clone's. */
+	n = request("GET", "/latest/meta-data/instance-id", &body);
+	if (n > 0) {
+		char last[256] = "";
+		int fd = open("/var/lib/hearth/instance-id", O_RDONLY);
+
+		answered = 1;
+		if (fd >= 0)
+			read(fd, last, sizeof last - 1);
+		close(fd);
+		fresh = strcmp(last, body) != 0;
+		if (fresh) {
+			mkdir("/var/lib/hearth", 0755);
+			write_file("/var/lib/hearth/instance-id", body, n, 0644);
+			write_file("/run/hearth/new-instance", body, n, 0644);
+		}
+	}
 
 	n = request("GET", "/latest/meta-data/hostname", &body);
 	if (n < 0)
@@ -80,6 +102,9 @@ int main(void)
 		body[n] = '\n';
 		write_file("/run/hearth/hostname", body, n + 1, 0644);
 	}
+
+	if (!answered && n < 0)
+		return 1;
 
 	/* The list's lines are "0=name"; each key is below its number. */
 	if (request("GET", "/latest/meta-data/public-keys/", &body) > 0) {
@@ -104,9 +129,8 @@ int main(void)
 	}
 
 	n = request("GET", "/latest/user-data", &body);
-	if (n > 2 && body[0] == '#' && body[1] == '!')
-		write_file("/run/hearth/user-data", body, n, 0700);
-	else if (n > 0)
-		write_file("/run/hearth/user-data", body, n, 0600);
-	return *token || n >= 0 ? 0 : 1;
+	if (n > 0)
+		write_file("/run/hearth/user-data", body, n,
+			   fresh && body[0] == '#' && body[1] == '!' ? 0700 : 0600);
+	return 0;
 }
