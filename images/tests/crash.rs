@@ -126,7 +126,11 @@ fn worker() {
 }
 
 fn work(disk: &Disk, queue: u64, seed: u64, ops: u64, next_id: &AtomicU64) {
-    let mix = if ops % 2 == 0 { Mix::BUSY } else { Mix::LAZY };
+    let mix = if ops.is_multiple_of(2) {
+        Mix::BUSY
+    } else {
+        Mix::LAZY
+    };
     let mut rng = Rng::new(seed);
     for _ in 0..ops {
         let op = random_op(&mut rng, queue, mix);
@@ -308,7 +312,7 @@ fn run(seed: u64, rounds: u64) {
             found.leaked_clusters,
             found.unaccounted_clusters
         );
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             store.recover_volume(&id).expect("recover");
         } else {
             let disk = store.open_volume(&id, Access::ReadWrite).expect("open");

@@ -1,9 +1,19 @@
-//! Volumes and snapshots as a whole: making, cloning, growing, deleting.
+//! Volumes and snapshots as a whole: making, cloning, growing, deleting, and what a crash
+//! between two steps leaves.
 
 mod common;
 
-use common::{Scratch, assert_all_layers_are_clean, assert_check_is_clean, qemu_img};
-use hearth_images::{Access, ErrorKind, SnapshotId, VolumeId, VolumeSource};
+use common::{
+    Rng, Scratch, assert_all_layers_are_clean, assert_check_is_clean, assert_same_contents,
+    listing, qemu_img,
+};
+use hearth_images::{
+    Access, ErrorKind, ImportOptions, ImportSource, Repair, SnapshotId, Store, VolumeId,
+    VolumeSource,
+};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -16,32 +26,665 @@ fn snap(id: &str) -> SnapshotId {
     SnapshotId::new(id).expect("id")
 }
 
+fn layers(store: &Store) -> Vec<PathBuf> {
+    listing(&store.root().join("layers"))
+}
+
+fn import_bytes(store: &Store, id: &str, mut bytes: &[u8]) -> SnapshotId {
+    let id = snap(id);
+    store
+        .import_snapshot(
+            &id,
+            ImportSource::Stream(&mut bytes),
+            ImportOptions::default(),
+        )
+        .expect("import");
+    id
+}
+
+fn write_at(store: &Store, id: &VolumeId, data: &[u8], offset: u64) {
+    let disk = store.open_volume(id, Access::ReadWrite).expect("open");
+    disk.write(data, offset).expect("write");
+    disk.close().expect("close");
+}
+
+fn byte_at(store: &Store, id: &VolumeId, offset: u64) -> u8 {
+    let disk = store.open_volume(id, Access::ReadOnly).expect("open");
+    let mut byte = [0];
+    disk.read(&mut byte, offset).expect("read");
+    byte[0]
+}
+
 #[test]
 fn what_is_written_is_read_again_after_closing_and_opening() {
     let scratch = Scratch::new();
-    let id = vol("vol-1");
-    let info = scratch
-        .store
+    let (store, id) = (&scratch.store, vol("vol-1"));
+    let info = store
         .create_volume(&id, VolumeSource::Empty, Some(GIB))
         .expect("create");
     assert_eq!((info.size_bytes, info.chain_length), (GIB, 1));
+    write_at(store, &id, &[7; 5000], 123_456_789);
 
-    let disk = scratch
-        .store
-        .open_volume(&id, Access::ReadWrite)
-        .expect("open");
-    disk.write(&[7; 5000], 123_456_789).expect("write");
-    disk.close().expect("close");
-
-    let disk = scratch
-        .store
+    let disk = store.open_volume(&id, Access::ReadOnly).expect("open");
+    let also = store
         .open_volume(&id, Access::ReadOnly)
-        .expect("open");
+        .expect("readers share");
     let mut data = [1; 5002];
     disk.read(&mut data, 123_456_788).expect("read");
     assert_eq!(data[0], 0);
     assert!(data[1..5001].iter().all(|byte| *byte == 7));
     assert_eq!(data[5001], 0);
     assert!(disk.write(&[0; 512], 0).is_err());
-    assert_check_is_clean(&scratch.store.volume_path(&id).expect("path"));
+    assert!(disk.discard(0, 512).is_err());
+    assert!(disk.flush().is_ok());
+    drop(also);
+    assert_check_is_clean(&store.volume_path(&id).expect("path"));
+}
+
+#[test]
+fn requests_outside_of_the_disk_fail_and_change_nothing() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    let size = MIB + 512;
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(size))
+        .expect("create");
+    let disk = store.open_volume(&id, Access::ReadWrite).expect("open");
+    for (offset, length) in [
+        (size, 1),
+        (size - 511, 512),
+        (u64::MAX, 512),
+        (u64::MAX - 511, 512),
+    ] {
+        let mut data = vec![0; length as usize];
+        assert!(disk.read(&mut data, offset).is_err(), "{offset}");
+        assert!(disk.write(&data, offset).is_err(), "{offset}");
+        assert!(disk.discard(offset, length).is_err(), "{offset}");
+        assert!(
+            disk.write_zeroes(offset, length, false).is_err(),
+            "{offset}"
+        );
+    }
+    disk.write(&[9; 512], size - 512).expect("the last sector");
+    disk.discard(0, 0).expect("nothing");
+    disk.discard(size - 512, 512).expect("the last sector");
+    let mut last = [1; 512];
+    disk.read(&mut last, size - 512).expect("read");
+    assert_eq!(last, [0; 512]);
+    disk.close().expect("close");
+    disk.close().expect("closing twice does nothing");
+    assert!(disk.read(&mut last, 0).is_err(), "closed");
+    assert!(disk.write(&last, 0).is_err(), "closed");
+    assert!(disk.flush().is_err(), "closed");
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn sizes_that_no_disk_may_have_are_refused_and_leave_nothing() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    // The lock file appears with the first change.
+    store
+        .create_volume(&vol("first"), VolumeSource::Empty, Some(MIB))
+        .expect("create");
+    let before = listing(store.root());
+    for size in [
+        None,
+        Some(0),
+        Some(1),
+        Some(1000),
+        Some((64 << 40) + 512),
+        Some(u64::MAX),
+    ] {
+        let error = store
+            .create_volume(&vol("v"), VolumeSource::Empty, size)
+            .expect_err("size");
+        assert_eq!(error.kind(), ErrorKind::InvalidSize, "{size:?}");
+    }
+    let source = VolumeSource::Snapshot(&snap("none"));
+    let error = store
+        .create_volume(&vol("v"), source, None)
+        .expect_err("no snapshot");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let error = store
+        .create_volume(&vol("first"), VolumeSource::Empty, Some(MIB))
+        .expect_err("taken");
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(listing(store.root()), before);
+    store
+        .create_volume(&vol("max"), VolumeSource::Empty, Some(64 << 40))
+        .expect("64 TiB");
+    write_at(store, &vol("max"), &[1; 512], (64 << 40) - 512);
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn clones_share_the_snapshot_and_are_independent_of_each_other() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let mut content = vec![0; 3 * MIB as usize + 512];
+    Rng::new(5).fill(&mut content);
+    let snapshot = import_bytes(store, "s", &content);
+    let sealed = fs::read(store.snapshot_path(&snapshot).expect("path")).expect("layer");
+    for id in ["a", "b", "c"] {
+        let info = store
+            .create_volume(&vol(id), VolumeSource::Snapshot(&snapshot), None)
+            .expect("clone");
+        assert_eq!(info.size_bytes, content.len() as u64);
+        assert_eq!(info.chain_length, 2);
+        assert!(
+            info.allocated_bytes <= 512 << 10,
+            "{}",
+            info.allocated_bytes
+        );
+    }
+    write_at(store, &vol("a"), &[1; 70_000], 1000);
+    write_at(store, &vol("b"), &[2; 70_000], 1000);
+    let raw = scratch.path("model.raw");
+    for (id, fill) in [("a", Some(1)), ("b", Some(2)), ("c", None)] {
+        let mut expected = content.clone();
+        if let Some(byte) = fill {
+            expected[1000..71_000].fill(byte);
+        }
+        fs::write(&raw, expected).expect("raw");
+        assert_same_contents(&store.volume_path(&vol(id)).expect("path"), &raw);
+    }
+    let after = fs::read(store.snapshot_path(&snapshot).expect("path")).expect("layer");
+    assert!(sealed == after, "the sealed layer was written");
+    let smaller = store
+        .create_volume(&vol("d"), VolumeSource::Snapshot(&snapshot), Some(MIB))
+        .expect_err("smaller");
+    assert_eq!(smaller.kind(), ErrorKind::InvalidSize);
+    let larger = store
+        .create_volume(&vol("d"), VolumeSource::Snapshot(&snapshot), Some(GIB))
+        .expect("larger");
+    assert_eq!(larger.size_bytes, GIB);
+    assert_eq!(byte_at(store, &vol("d"), GIB - 1), 0);
+    assert_eq!(byte_at(store, &vol("d"), content.len() as u64), 0);
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn a_discard_on_a_clone_hides_what_the_layers_below_hold() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let snapshot = import_bytes(store, "s", &vec![7; 2 * MIB as usize + 1536]);
+    let id = vol("v");
+    store
+        .create_volume(&id, VolumeSource::Snapshot(&snapshot), Some(4 * MIB))
+        .expect("clone");
+    let disk = store.open_volume(&id, Access::ReadWrite).expect("open");
+    let mut expected = vec![0; 4 * MIB as usize];
+    expected[..2 * MIB as usize + 1536].fill(7);
+    for (offset, length) in [
+        (100u64, 50_000u64),
+        (65_536, 131_072),
+        (2 * MIB - 100, MIB),
+        (700_001, 3),
+    ] {
+        disk.discard(offset, length).expect("discard");
+        expected[offset as usize..(offset + length) as usize].fill(0);
+        let mut data = vec![1; expected.len()];
+        disk.read(&mut data, 0).expect("read");
+        assert!(data == expected, "{length} bytes at {offset}");
+    }
+    disk.close().expect("close");
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn discarded_space_goes_back_to_the_host_and_write_zeroes_keeps_it() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(GIB))
+        .expect("create");
+    write_at(store, &id, &vec![1; 8 * MIB as usize], 600 * MIB);
+    let full = store.volume(&id).expect("info").allocated_bytes;
+
+    let disk = store.open_volume(&id, Access::ReadWrite).expect("open");
+    disk.write_zeroes(600 * MIB, 4 * MIB, false).expect("zero");
+    disk.flush().expect("flush");
+    assert_eq!(store.volume(&id).expect("info").allocated_bytes, full);
+    disk.discard(0, GIB).expect("discard everything");
+    disk.close().expect("close");
+    assert!(store.volume(&id).expect("info").allocated_bytes < full - 7 * MIB);
+    assert_eq!(byte_at(store, &id, 601 * MIB), 0);
+    assert_eq!(
+        store
+            .check_volume(&id, Repair::No)
+            .expect("check")
+            .leaked_clusters,
+        0
+    );
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn a_volume_grows_only_while_nobody_has_it_open() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(MIB))
+        .expect("create");
+    write_at(store, &id, &[5; 512], MIB - 512);
+    let disk = store.open_volume(&id, Access::ReadWrite).expect("open");
+    for error in [
+        store.grow_volume(&id, GIB).map(drop),
+        store.delete_volume(&id),
+        store.recover_volume(&id).map(drop),
+        store.check_volume(&id, Repair::No).map(drop),
+        store.open_volume(&id, Access::ReadOnly).map(drop),
+    ] {
+        assert_eq!(error.expect_err("open").kind(), ErrorKind::InUse);
+    }
+    disk.close().expect("close");
+    for size in [2 * MIB, GIB, 100 * GIB, 64 << 40] {
+        assert_eq!(store.grow_volume(&id, size).expect("grow").size_bytes, size);
+        assert_eq!(byte_at(store, &id, MIB - 1), 5);
+        assert_eq!(byte_at(store, &id, size - 1), 0);
+        write_at(store, &id, &[6; 512], size - 512);
+        assert_all_layers_are_clean(store);
+    }
+    let smaller = store.grow_volume(&id, GIB).expect_err("smaller");
+    assert_eq!(smaller.kind(), ErrorKind::InvalidSize);
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn what_is_deleted_in_any_order_leaves_no_layer() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let orders: [[usize; 4]; 6] = [
+        [0, 1, 2, 3],
+        [3, 2, 1, 0],
+        [1, 3, 0, 2],
+        [2, 0, 3, 1],
+        [0, 2, 1, 3],
+        [3, 0, 2, 1],
+    ];
+    for order in orders {
+        // base <- a (sealed as "mid") <- a's top; base <- b; mid <- c
+        let base = import_bytes(store, "base", &[1; 100_000]);
+        store
+            .create_volume(&vol("a"), VolumeSource::Snapshot(&base), Some(MIB))
+            .expect("a");
+        write_at(store, &vol("a"), &[2; 512], 0);
+        store.snapshot_volume(&vol("a"), &snap("mid")).expect("mid");
+        store
+            .create_volume(&vol("c"), VolumeSource::Snapshot(&snap("mid")), None)
+            .expect("c");
+        assert_eq!(store.volume(&vol("c")).expect("c").chain_length, 3);
+        assert_eq!(layers(store).len(), 4);
+        let survivor = vol("c");
+        for step in order {
+            match step {
+                0 => store.delete_snapshot(&base),
+                1 => store.delete_volume(&vol("a")),
+                2 => store.delete_snapshot(&snap("mid")),
+                _ => store.delete_volume(&survivor),
+            }
+            .expect("delete");
+            if store.volume(&survivor).is_ok() {
+                assert_eq!(byte_at(store, &survivor, 511), 2);
+                assert_eq!(byte_at(store, &survivor, 512), 1);
+            }
+        }
+        assert_eq!(layers(store), Vec::<PathBuf>::new(), "{order:?}");
+        for error in [store.delete_volume(&vol("a")), store.delete_snapshot(&base)] {
+            assert_eq!(error.expect_err("gone").kind(), ErrorKind::NotFound);
+        }
+    }
+    assert!(store.volumes().expect("list").is_empty());
+    assert!(store.snapshots().expect("list").is_empty());
+}
+
+#[test]
+fn a_snapshot_keeps_what_its_volume_overwrites_later() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(GIB))
+        .expect("create");
+    for generation in 1..=5u8 {
+        write_at(store, &id, &[generation; 100], 0);
+        store
+            .snapshot_volume(&id, &snap(&format!("s{generation}")))
+            .expect("snapshot");
+    }
+    assert_eq!(store.volume(&id).expect("info").chain_length, 6);
+    assert_eq!(store.snapshots().expect("list").len(), 5);
+    write_at(store, &id, &[99; 100], 0);
+    for generation in 1..=5u8 {
+        let clone = vol(&format!("clone-{generation}"));
+        let source = snap(&format!("s{generation}"));
+        store
+            .create_volume(&clone, VolumeSource::Snapshot(&source), None)
+            .expect("clone");
+        assert_eq!(byte_at(store, &clone, 50), generation);
+    }
+    assert_eq!(byte_at(store, &id, 50), 99);
+    let taken = store.snapshot_volume(&id, &snap("s1")).expect_err("taken");
+    assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+    assert_all_layers_are_clean(store);
+}
+
+#[test]
+fn left_overs_of_a_crash_between_two_steps_are_removed() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let snapshot = import_bytes(store, "s", &[1; 1000]);
+    store
+        .create_volume(&vol("v"), VolumeSource::Snapshot(&snapshot), None)
+        .expect("clone");
+    let good = listing(store.root());
+
+    // Killed while a file was unfinished: nobody holds its lock any more.
+    fs::write(store.root().join("tmp").join("0".repeat(32)), b"half").expect("left-over");
+    // Killed after the layer had its name and before a record named it, or between the two
+    // steps of a deletion.
+    let unused = store
+        .root()
+        .join("layers")
+        .join(format!("{}.qcow2", "0".repeat(32)));
+    qemu_img(&[
+        "create",
+        "-f",
+        "qcow2",
+        unused.to_str().expect("UTF-8"),
+        "1M",
+    ]);
+    assert_ne!(listing(store.root()), good);
+
+    let reopened = Store::open(store.root()).expect("open");
+    assert_eq!(reopened.collect_garbage().expect("collect"), 1);
+    assert_eq!(listing(store.root()), good);
+    assert_eq!(reopened.collect_garbage().expect("collect"), 0);
+}
+
+#[test]
+fn opening_a_store_leaves_the_unfinished_files_of_the_living_alone() {
+    let scratch = Scratch::new();
+    let store = scratch.store.clone();
+    let (mut reader, mut writer) = std::io::pipe().expect("pipe");
+    let import = std::thread::spawn(move || {
+        let source = ImportSource::Stream(&mut reader);
+        store
+            .import_volume(&vol("v"), source, ImportOptions::default())
+            .expect("import")
+    });
+    use std::io::Write;
+    writer.write_all(&[3; 3 << 20]).expect("first part");
+    Store::open(scratch.store.root()).expect("open");
+    assert_eq!(listing(&scratch.store.root().join("tmp")).len(), 1);
+    writer.write_all(&[4; 512]).expect("second part");
+    drop(writer);
+    assert_eq!(import.join().expect("import").size_bytes, 3 * MIB + 512);
+}
+
+#[test]
+fn nothing_is_collected_while_a_record_or_a_layer_cannot_be_read() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let keep = import_bytes(store, "keep", &[1; 1000]);
+    let snapshot = import_bytes(store, "s", &[2; 1000]);
+    store
+        .create_volume(&vol("v"), VolumeSource::Snapshot(&snapshot), None)
+        .expect("clone");
+    let record = store.root().join("volumes/v.json");
+    let good = fs::read(&record).expect("record");
+    let huge = vec![b' '; 1 << 20];
+    let other_layer = br#"{"version":1,"layer":"../../etc/passwd"}"#;
+    let missing = format!(r#"{{"version":1,"layer":"{}"}}"#, "0".repeat(32));
+    for bad in [
+        &b""[..],
+        b"{",
+        &huge,
+        br#"{"version":2,"layer":""}"#,
+        other_layer,
+        missing.as_bytes(),
+    ] {
+        fs::write(&record, bad).expect("record");
+        let before = layers(store);
+        let error = store.collect_garbage().expect_err("unreadable");
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert_eq!(layers(store), before);
+        assert!(store.volume(&vol("v")).is_err());
+        assert!(store.open_volume(&vol("v"), Access::ReadWrite).is_err());
+        assert!(store.snapshot(&keep).is_ok(), "the others go on");
+    }
+    // A deletion does what it was asked for and leaves the rest for later.
+    store.delete_snapshot(&keep).expect("delete");
+    assert_eq!(layers(store).len(), 3);
+    fs::write(&record, good).expect("record");
+    assert_eq!(store.collect_garbage().expect("collect"), 1);
+    assert_eq!(layers(store).len(), 2);
+}
+
+/// Rewrites the backing file name of a volume's top layer.
+fn rename_parent(store: &Store, id: &VolumeId, name: &str) {
+    let path = store.volume_path(id).expect("path");
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        name,
+        path.to_str().expect("UTF-8"),
+    ]);
+}
+
+#[test]
+fn a_layer_whose_parent_is_not_a_layer_of_the_store_is_never_followed() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let snapshot = import_bytes(store, "s", &[1; 1000]);
+    let outside = scratch.path("outside.qcow2");
+    qemu_img(&[
+        "create",
+        "-f",
+        "qcow2",
+        outside.to_str().expect("UTF-8"),
+        "1M",
+    ]);
+    let id = vol("v");
+    store
+        .create_volume(&id, VolumeSource::Snapshot(&snapshot), None)
+        .expect("clone");
+    let own = store.volume_path(&id).expect("path");
+    let own = own
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("name")
+        .to_owned();
+    let outside = outside.to_str().expect("UTF-8").to_owned();
+    let zeros = "0".repeat(32);
+    for (name, kind) in [
+        (outside.as_str(), ErrorKind::UnsafeReference),
+        ("../../outside.qcow2", ErrorKind::UnsafeReference),
+        ("/etc/passwd", ErrorKind::UnsafeReference),
+        ("json:{\"driver\":\"file\"}", ErrorKind::UnsafeReference),
+        ("nbd://localhost/x", ErrorKind::UnsafeReference),
+        (&format!("./{zeros}.qcow2"), ErrorKind::UnsafeReference),
+        (&format!("{zeros}.qcow2"), ErrorKind::Corrupt),
+        (&own, ErrorKind::Corrupt),
+    ] {
+        rename_parent(store, &id, name);
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let error = store.open_volume(&id, access).expect_err(name);
+            assert_eq!(error.kind(), kind, "{name}: {error}");
+        }
+        assert_eq!(store.volume(&id).expect_err(name).kind(), kind);
+    }
+}
+
+#[test]
+fn chains_that_are_too_long_or_come_back_to_themselves_are_refused() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(MIB))
+        .expect("create");
+    let mut count = 0;
+    let error = loop {
+        match store.snapshot_volume(&id, &snap(&format!("s{count}"))) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 200);
+    };
+    assert_eq!(error.kind(), ErrorKind::InvalidFormat);
+    assert_eq!(store.volume(&id).expect("info").chain_length, 64);
+    write_at(store, &id, &[1; 512], 0);
+    assert_eq!(byte_at(store, &id, 0), 1);
+
+    // The oldest layer gets the youngest sealed one as its parent.
+    let oldest = store.snapshot_path(&snap("s0")).expect("path");
+    let youngest = store.snapshot_path(&snap("s3")).expect("path");
+    let youngest = youngest
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("name")
+        .to_owned();
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        &youngest,
+        oldest.to_str().expect("UTF-8"),
+    ]);
+    let source = snap("s3");
+    let error = store
+        .create_volume(&vol("w"), VolumeSource::Snapshot(&source), None)
+        .expect_err("loop");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        store
+            .open_volume(&id, Access::ReadWrite)
+            .expect_err("loop")
+            .kind(),
+        ErrorKind::Corrupt
+    );
+    assert_eq!(store.collect_garbage().expect("ends"), 0);
+}
+
+#[test]
+fn no_single_broken_bit_of_a_layer_makes_the_store_panic() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let snapshot = import_bytes(store, "s", &[1; 300_000]);
+    let id = vol("v");
+    store
+        .create_volume(&id, VolumeSource::Snapshot(&snapshot), Some(8 * MIB))
+        .expect("clone");
+    write_at(store, &id, &[2; 200_000], 100_000);
+    let path = store.volume_path(&id).expect("path");
+    let good = fs::read(&path).expect("layer");
+    let at = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().expect("8 bytes")) as usize;
+    let l1 = at(40);
+    let l2 = at(l1) & 0x00ff_ffff_ffff_fe00;
+    let refcount_table = at(48);
+    let refcount_block = at(refcount_table);
+    let tables = [
+        0..700,
+        l1..l1 + 16,
+        l2..l2 + 256,
+        refcount_table..refcount_table + 16,
+        refcount_block..refcount_block + 64,
+    ];
+    let mut rng = Rng::new(12);
+    let mut readable = 0;
+    for round in 0..600 {
+        let range = tables[round % tables.len()].clone();
+        let mut bytes = good.clone();
+        bytes[range.start + rng.below(range.len() as u64) as usize] ^= 1 << rng.below(8);
+        if rng.below(10) == 0 {
+            bytes.truncate(rng.below(bytes.len() as u64) as usize);
+        }
+        fs::write(&path, &bytes).expect("layer");
+        let _ = store.volume(&id);
+        let _ = store.check_volume(&id, Repair::No);
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let Ok(disk) = store.open_volume(&id, access) else {
+                continue;
+            };
+            readable += 1;
+            let mut data = vec![0; 4096];
+            for offset in (0..disk.size_bytes().min(MIB)).step_by(50_000) {
+                let _ = disk.read(&mut data, offset);
+                let _ = disk.write(&data, offset);
+            }
+            let _ = disk.discard(0, 200_000);
+            let _ = disk.close();
+        }
+        let _ = store.check_volume(&id, Repair::Refcounts);
+        let _ = store.recover_volume(&id);
+    }
+    assert!(readable > 0);
+}
+
+#[test]
+fn two_stores_on_one_directory_keep_each_other_out() {
+    let scratch = Scratch::new();
+    let other = Store::open(scratch.store.root()).expect("open");
+    let id = vol("v");
+    scratch
+        .store
+        .create_volume(&id, VolumeSource::Empty, Some(MIB))
+        .expect("create");
+    let disk = other.open_volume(&id, Access::ReadWrite).expect("open");
+    let error = scratch
+        .store
+        .open_volume(&id, Access::ReadWrite)
+        .expect_err("locked");
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    drop(disk);
+    scratch
+        .store
+        .open_volume(&id, Access::ReadWrite)
+        .expect("free again");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = if thread % 2 == 0 {
+                &scratch.store
+            } else {
+                &other
+            };
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let id = vol(&format!("t-{thread}-{round}"));
+                    store
+                        .create_volume(&id, VolumeSource::Empty, Some(MIB))
+                        .expect("create");
+                    if round % 2 == 0 {
+                        store.delete_volume(&id).expect("delete");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(other.volumes().expect("list").len(), 21);
+    assert_eq!(layers(&other).len(), 21);
+}
+
+#[test]
+fn a_file_with_data_behind_the_disks_end_is_not_made_by_a_write_to_the_last_sector() {
+    let scratch = Scratch::new();
+    let (store, id) = (&scratch.store, vol("v"));
+    store
+        .create_volume(&id, VolumeSource::Empty, Some(512))
+        .expect("create");
+    write_at(store, &id, &[8; 512], 0);
+    let raw = scratch.path("raw");
+    let file = fs::File::create(&raw).expect("raw");
+    file.write_all_at(&[8; 512], 0).expect("raw");
+    assert_same_contents(&store.volume_path(&id).expect("path"), &raw);
+    assert_all_layers_are_clean(store);
 }

@@ -11,14 +11,12 @@ mod zero;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::chain::{Link, imago_storage};
 use crate::layer::header::write_dirty_bit;
-use crate::store::Access;
+use crate::store::{Access, Locked};
 use imago::file::File as ImagoFile;
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageExt};
-use rustix::fs::{FlockOperation, flock};
-use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -37,7 +35,7 @@ pub struct Disk {
     /// Ordinary I/O holds this shared; see the module's documentation for who holds it alone.
     image: RwLock<Image>,
     /// The top layer: its lock, its dirty bit, syncs and hole punching.
-    file: File,
+    file: Locked,
     access: Access,
     size: AtomicU64,
     /// Clusters were allocated whose data and refcounts may not be on the disk yet.
@@ -57,8 +55,14 @@ struct Image {
 }
 
 impl Disk {
-    /// Builds the chain. `top` is locked, clean, and open for writing if `access` says so.
-    pub(crate) fn open(top: Link, ancestors: Vec<Link>, access: Access) -> Result<Disk> {
+    /// Builds the chain. `file` is the one of `top`, locked, clean, and open for writing if
+    /// `access` says so.
+    pub(crate) fn open(
+        top: Link,
+        file: Locked,
+        ancestors: Vec<Link>,
+        access: Access,
+    ) -> Result<Disk> {
         let mut backing: Option<FormatAccess<ImagoFile>> = None;
         for link in ancestors.iter().rev() {
             let image = open_format(link, false, backing)?;
@@ -68,7 +72,7 @@ impl Disk {
         let format = open_format(&top, writable, backing)?;
         if writable {
             // From here until it is closed, the refcounts on the disk may lag behind.
-            write_dirty_bit(&top.file, true).context(|| format!("marking layer {}", top.id))?;
+            write_dirty_bit(&file, true).context(|| format!("marking layer {}", top.id))?;
         }
         Ok(Disk {
             size: AtomicU64::new(format.size()),
@@ -76,7 +80,7 @@ impl Disk {
                 format,
                 closed: false,
             }),
-            file: top.file,
+            file,
             access,
             allocated: AtomicBool::new(false),
             freed: AtomicU64::new(0),
@@ -152,7 +156,7 @@ impl Disk {
     /// once it is closed; closing twice does nothing.
     pub fn close(&self) -> Result<()> {
         self.mark_clean()?;
-        flock(&self.file, FlockOperation::Unlock).context(|| "unlocking a volume".into())
+        self.file.unlock().context(|| "unlocking a volume".into())
     }
 
     /// Closes for I/O, but keeps the lock.

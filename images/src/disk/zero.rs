@@ -139,7 +139,7 @@ impl Disk {
             // that cannot do this keeps the space for the next allocation.
             let whole = length.next_multiple_of(CLUSTER_BYTES);
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            if let Err(error) = fallocate(&self.file, flags, host_offset, whole) {
+            if let Err(error) = fallocate(&*self.file, flags, host_offset, whole) {
                 tracing::debug!("cannot give back space at {host_offset:#x}: {error}");
             }
         }

@@ -5,11 +5,10 @@
 
 use super::Store;
 use super::layout::{self, Record};
+use super::lock::{Locked, Mode};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
@@ -112,13 +111,9 @@ impl Store {
 }
 
 /// Locks a top layer that is about to go; `None` if the file is missing already.
-fn lock_unused(path: &Path, id: &VolumeId) -> Result<Option<File>> {
+fn lock_unused(path: &Path, id: &VolumeId) -> Result<Option<Locked>> {
     let Ok(file) = File::open(path) else {
         return Ok(None);
     };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Err(Error::new(ErrorKind::InUse, format!("volume {id} is open"))),
-        Err(errno) => Err(Error::io(format!("locking volume {id}"), errno.into())),
-    }
+    Locked::try_new(file, Mode::Exclusive, || format!("volume {id}")).map(Some)
 }

@@ -13,7 +13,8 @@
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
-use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+use crate::store::lock::{Locked, Mode};
+use rustix::fs::{RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -35,11 +36,6 @@ pub(crate) struct Layout {
     pub snapshots: PathBuf,
     pub tmp: PathBuf,
 }
-
-/// Held while names in the store are changed; released when dropped.
-#[must_use]
-#[derive(Debug)]
-pub(crate) struct NamesLock(#[allow(dead_code)] File);
 
 impl Layout {
     /// Makes what is missing and removes unfinished files of processes that are gone.
@@ -76,7 +72,7 @@ impl Layout {
     }
 
     /// Waits for, and takes, the lock that every change of names needs.
-    pub fn lock_names(&self) -> Result<NamesLock> {
+    pub fn lock_names(&self) -> Result<Locked> {
         let path = self.root.join("lock");
         let file = OpenOptions::new()
             .create(true)
@@ -85,9 +81,7 @@ impl Layout {
             .mode(0o600)
             .open(&path)
             .context(|| format!("opening {}", path.display()))?;
-        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
-            .context(|| format!("locking {}", path.display()))?;
-        Ok(NamesLock(file))
+        Locked::wait(file, || path.display().to_string())
     }
 
     /// Removes files in `tmp/` that no living process holds.
@@ -99,7 +93,7 @@ impl Layout {
             let Ok(file) = File::open(&path) else {
                 continue;
             };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if Locked::try_new(file, Mode::Exclusive, String::new).is_ok() {
                 match fs::remove_file(&path) {
                     Ok(()) => tracing::info!("removed the unfinished file {}", path.display()),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => (),
@@ -138,7 +132,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 /// An unfinished file in `tmp/`; removed when dropped, unless it was given its final name.
 #[derive(Debug)]
 pub(crate) struct TempFile {
-    pub file: File,
+    pub file: Locked,
     path: PathBuf,
     named: bool,
 }
@@ -154,13 +148,12 @@ impl TempFile {
                 .mode(0o600)
                 .open(&path)
                 .context(|| format!("making {}", path.display()))?;
+            let file = Locked::try_new(file, Mode::Shared, || path.display().to_string())?;
             let temp = TempFile {
                 file,
                 path,
                 named: false,
             };
-            flock(&temp.file, FlockOperation::LockShared)
-                .context(|| format!("locking {}", temp.path.display()))?;
             // Another process's clean-up may have come between making and locking.
             let inode = temp
                 .file
@@ -277,11 +270,11 @@ impl Record {
     }
 
     fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
-        let mut temp = TempFile::new(layout)?;
+        let temp = TempFile::new(layout)?;
         let mut text = serde_json::to_vec(self)
             .map_err(|error| Error::io("writing a record", io::Error::other(error)))?;
         text.push(b'\n');
-        temp.file
+        (&*temp.file)
             .write_all(&text)
             .and_then(|()| temp.file.sync_all())
             .context(|| "writing a record".into())?;

@@ -1,6 +1,7 @@
 //! The directory of volumes, snapshots and layers, and every operation on whole ones.
 //!
 //! - [`layout`]: paths, records, temporary files, and what makes a change durable
+//! - [`lock`]: file locks
 //! - [`create`]: new volumes: empty, from a snapshot, grown
 //! - [`snapshot`]: a name for the sealed state of a volume
 //! - [`import`]: volumes and snapshots from foreign images
@@ -15,6 +16,7 @@ mod create;
 mod delete;
 mod import;
 mod layout;
+mod lock;
 mod open;
 mod snapshot;
 
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use layout::TempFile;
+pub(crate) use lock::Locked;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
 /// threads and several processes at once.

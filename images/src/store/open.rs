@@ -1,19 +1,18 @@
 //! A volume as a [`Disk`], and recovery after a crash.
 
+use super::lock::{Locked, Mode};
 use super::{Access, Store};
 use crate::check::{self, CheckReport, Repair};
 use crate::disk::Disk;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 
 /// The top layer of a volume, locked against other processes and threads.
 struct LockedTop {
     id: LayerId,
-    file: File,
+    file: Locked,
 }
 
 impl Store {
@@ -32,9 +31,12 @@ impl Store {
                 check::check_layer(&top.file, Repair::Refcounts)?;
             }
         }
-        let link = chain::link_of(top.id.clone(), top.file)?;
+        let link = chain::link_of(
+            top.id,
+            top.file.try_clone().context(|| format!("volume {id}"))?,
+        )?;
         let ancestors = chain::ancestors(&self.layout.layers, &link)?;
-        Disk::open(link, ancestors, access)
+        Disk::open(link, top.file, ancestors, access)
     }
 
     /// After the VMM of a volume was killed: rebuilds the refcounts of its top layer, so that the
@@ -69,23 +71,12 @@ impl Store {
                 .write(exclusive)
                 .open(&path)
                 .context(|| format!("opening layer {layer} of volume {id}"))?;
-            let operation = if exclusive {
-                FlockOperation::NonBlockingLockExclusive
+            let mode = if exclusive {
+                Mode::Exclusive
             } else {
-                FlockOperation::NonBlockingLockShared
+                Mode::Shared
             };
-            match flock(&file, operation) {
-                Ok(()) => (),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::new(
-                        ErrorKind::InUse,
-                        format!("volume {id} is open elsewhere"),
-                    ));
-                }
-                Err(errno) => {
-                    return Err(Error::io(format!("locking volume {id}"), errno.into()));
-                }
-            }
+            let file = Locked::try_new(file, mode, || format!("volume {id}"))?;
             // A snapshot or a deletion may have come between reading the record and locking.
             if self.volume_record(id)?.layer_id()? == layer {
                 return Ok(LockedTop { id: layer, file });
