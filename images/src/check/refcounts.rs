@@ -33,6 +33,19 @@ pub(super) fn read_table(file: &File, header: &Header, used: &mut ClusterSet) ->
     Ok(table)
 }
 
+/// Every part of the file must have its refcount block.
+pub(super) fn check_coverage(header: &Header, table: &[u64], file: &ClusterSet) -> Result<()> {
+    let needed = file.file_clusters().div_ceil(block_entries(header));
+    let covered = table.iter().take_while(|offset| **offset != 0).count() as u64;
+    if covered < needed {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("refcount block {covered} of {needed} is missing"),
+        ));
+    }
+    Ok(())
+}
+
 fn enter(used: &mut ClusterSet, offset: u64, header: &Header) -> Result<()> {
     if offset & RESERVED != 0 || offset == 0 || !offset.is_multiple_of(header.cluster_bytes()) {
         return Err(Error::new(

@@ -35,6 +35,9 @@ impl Store {
             top.id,
             top.file.try_clone().context(|| format!("volume {id}"))?,
         )?;
+        if access == Access::ReadWrite {
+            check::check_refcount_coverage(&top.file, &link.header)?;
+        }
         let ancestors = chain::ancestors(&self.layout.layers, &link)?;
         Disk::open(link, top.file, ancestors, access)
     }
