@@ -14,6 +14,7 @@ const SCI_ENABLED: u16 = 1;
 const SLEEP_TYPE_SHIFT: u32 = 10;
 const SLEEP_TYPE_MASK: u16 = 0b111 << SLEEP_TYPE_SHIFT;
 const SLEEP_ENABLE: u16 = 1 << 13;
+const ENTER_S5: u16 = SLEEP_ENABLE | (SLEEP_TYPE_S5 as u16) << SLEEP_TYPE_SHIFT;
 
 /// What the guest wants after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +90,8 @@ impl PowerManagement {
             match offset.saturating_add(index as u64) {
                 1 => self.status &= !high,
                 3 => self.enable = high & POWER_BUTTON,
-                5 if high & SLEEP_ENABLE != 0 => {
-                    if high & SLEEP_TYPE_MASK == u16::from(SLEEP_TYPE_S5) << SLEEP_TYPE_SHIFT {
-                        action = PmAction::PowerOff;
-                    }
+                5 if high & (SLEEP_ENABLE | SLEEP_TYPE_MASK) == ENTER_S5 => {
+                    action = PmAction::PowerOff;
                 }
                 // SLP_TYP is kept; SLP_EN reads as zero.
                 5 => self.control = SCI_ENABLED | (high & SLEEP_TYPE_MASK),

@@ -4,8 +4,10 @@
 //! emulator, a million instructions a second. The emulator lacks many instructions; for them
 //! `KVM_RUN` ends with `KVM_EXIT_INTERNAL_ERROR`. Three things help, and hardware KVM needs none:
 //!
-//! 1. [`complete`] does what the instruction would have done, so that the guest goes on.
-//! 2. [`adjust_cpuid`] and 3. [`kernel_args`] keep Linux from using what is dear or missing.
+//! 1. [`complete`] does what the instruction would have done, so that the guest goes on. That costs
+//!    20 µs for most, as much as any exit to user space, and 50 to 70 µs for XSAVE and its like.
+//! 2. [`adjust_cpuid`] and
+//! 3. [`kernel_args`] keep Linux from using what is dear or missing.
 //!
 //! # What the emulator lacks
 //!
@@ -20,7 +22,7 @@
 //! - all of x87 and MMX but `fninit`, `fnstcw`, `fnstsw` to memory and loads by `movq`;
 //! - all of SSE and AVX but whole-register moves (`movups`, `movaps`, `movdqu`, `movdqa`, `movnt*`).
 //!
-//! `movbe` and `rdpid` raise #UD unless the CPUID given to KVM has them. `tzcnt` and `lzcnt` are run
+//! `movbe` and `rdpid` raise #UD in the guest, without any exit. `tzcnt` and `lzcnt` are run
 //! as `bsf` and `bsr`: `lzcnt` is wrong, without any exit. Not lacking: `cmpxchg8b`, `fxsave`,
 //! `fxrstor`, `rdrand`, `rdseed`, `rdfsbase` and its like, `xsetbv`, `swapgs`, fences, prefetches,
 //! `clflush`, `clflushopt`, `rdtsc`, `wbinvd`, string instructions, loads of segments and tables.
@@ -98,17 +100,14 @@ pub fn kernel_args() -> &'static str {
 }
 
 /// Changes the CPUID given to KVM so that the guest's kernel avoids what is dear (CMPXCHG16B) or
-/// wrong (LZCNT), and the emulator agrees to what it has (MOVBE, RDPID).
+/// wrong (LZCNT).
 pub fn adjust_cpuid(leaves: &mut [kvm_cpuid_entry2]) {
     const CMPXCHG16B: u32 = 1 << 13;
-    const MOVBE: u32 = 1 << 22;
-    const RDPID: u32 = 1 << 22;
     const LZCNT: u32 = 1 << 5;
     for leaf in leaves {
-        match (leaf.function, leaf.index) {
-            (1, _) => leaf.ecx = leaf.ecx & !CMPXCHG16B | MOVBE,
-            (7, 0) => leaf.ecx |= RDPID,
-            (0x8000_0001, _) => leaf.ecx &= !LZCNT,
+        match leaf.function {
+            1 => leaf.ecx &= !CMPXCHG16B,
+            0x8000_0001 => leaf.ecx &= !LZCNT,
             _ => {}
         }
     }
@@ -168,10 +167,12 @@ pub fn complete(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<Completion, E
     let (instruction, bytes) = fetch(&mut cpu, bits, &known_bytes).map_err(failed)?;
     let result = execute(&mut cpu, &instruction);
     let finished = match result {
-        Ok(()) => cpu.finish().map(|()| Completion::Done),
+        Ok(()) => {
+            cpu.finish();
+            Ok(Completion::Done)
+        }
         Err(Stop::Exception(exception)) => cpu
-            .finish()
-            .and_then(|()| cpu.inject(exception))
+            .finish_with(exception)
             .map(|()| Completion::Exception(exception.vector)),
         Err(stop) => Err(stop),
     };

@@ -123,7 +123,8 @@ fn push_integer(
     if value != 0 {
         let magnitude = value.unsigned_abs();
         let shift = magnitude.leading_zeros();
-        let exponent = 16383 + 63 - shift as u16 | if value < 0 { 0x8000 } else { 0 };
+        let sign = if value < 0 { 0x8000 } else { 0 };
+        let exponent = (16383 + 63 - shift as u16) | sign;
         number[..8].copy_from_slice(&(magnitude << shift).to_le_bytes());
         number[8..].copy_from_slice(&exponent.to_le_bytes());
     }
