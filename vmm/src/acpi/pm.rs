@@ -9,6 +9,9 @@ pub(super) const SLEEP_TYPE_S5: u8 = 5;
 
 /// Bits of `PM1_STS` and `PM1_EN` (4.8.3.1): the power button.
 const POWER_BUTTON: u16 = 1 << 8;
+/// All events that `PM1_EN` can have: timer, global lock, power and sleep button, clock. Kernels
+/// read back what they enable, though but for the power button nothing ever happens.
+const EVENTS: u16 = 1 << 0 | 1 << 5 | POWER_BUTTON | 1 << 9 | 1 << 10;
 /// Bits of `PM1_CNT` (4.8.3.2).
 const SCI_ENABLED: u16 = 1;
 const SLEEP_TYPE_SHIFT: u32 = 10;
@@ -37,7 +40,7 @@ pub enum PmAction {
 /// | 4 | 2 | `PM1a_CNT` |
 /// | 6 | 1 | reset register |
 ///
-/// Only what the machine has is kept of them: the power button's status and enable bits.
+/// The only event is the power button.
 #[derive(Debug)]
 pub struct PowerManagement {
     status: u16,
@@ -89,7 +92,8 @@ impl PowerManagement {
             let high = u16::from(byte) << 8;
             match offset.saturating_add(index as u64) {
                 1 => self.status &= !high,
-                3 => self.enable = high & POWER_BUTTON,
+                2 => self.enable = (self.enable & 0xff00) | (u16::from(byte) & EVENTS),
+                3 => self.enable = (self.enable & 0x00ff) | (high & EVENTS),
                 5 if high & (SLEEP_ENABLE | SLEEP_TYPE_MASK) == ENTER_S5 => {
                     action = PmAction::PowerOff;
                 }
@@ -171,6 +175,17 @@ mod tests {
         pm.press_power_button();
         let _ = write16(&mut pm, 0, !POWER_BUTTON);
         assert_eq!(read16(&pm, 0), POWER_BUTTON);
+    }
+
+    #[test]
+    fn what_the_guest_enables_reads_back_also_where_nothing_happens() {
+        let mut pm = PowerManagement::new().unwrap();
+        let _ = write16(&mut pm, 2, 0xffff);
+        assert_eq!(read16(&pm, 2), EVENTS);
+        let _ = pm.write(2, &[0]);
+        assert_eq!(read16(&pm, 2), EVENTS & 0xff00);
+        let _ = pm.write(3, &[0]);
+        assert_eq!(read16(&pm, 2), 0);
     }
 
     #[test]

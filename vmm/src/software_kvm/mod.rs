@@ -33,7 +33,9 @@
 //! CPUID at level 0 answers partly with what was given to KVM, partly with the host's: leaves 7 and
 //! 0xD are the host's; in leaf 1, ECX has the host's bits besides ours for what programs use (SSE3
 //! to AVX, POPCNT, XSAVE, RDRAND, ...), while CX16, PCID, X2APIC and the TSC-deadline timer are
-//! ours; all else is ours.
+//! ours; all else is ours. At level 3, CPUID answers alike (OSXSAVE as the guest has set it), and
+//! XGETBV with the host's XCR0, whatever the guest's is. So programs use AVX only if the guest's
+//! kernel uses XSAVE, and `noxsave` is safe.
 
 mod cpu;
 mod integer;
@@ -88,11 +90,13 @@ fn platform_of(is_loaded: impl Fn(&str) -> bool) -> Platform {
 }
 
 /// Arguments for a Linux kernel on software KVM. It then uses neither instructions that the
-/// emulator lacks where it has a choice, nor mitigations, each of which costs emulated
-/// instructions and protects nothing: the emulator does not speculate.
-const KERNEL_ARGS: &str = "noxsave \
-    clearcpuid=popcnt,cx16,smap,smep,umip,fsgsbase,invpcid,rdrand,rdseed,bmi1,bmi2,erms,fsrm \
-    mitigations=off";
+/// emulator lacks where it has a choice, nor what only costs emulated instructions there:
+/// patching of lock prefixes, protection of its own text, mitigations (the emulator does not
+/// speculate). `softkvm` is a word of Hearth's own kernel, which implies the others and more; other
+/// kernels pass it on to their init, which ignores it.
+const KERNEL_ARGS: &str = "softkvm noxsave \
+    clearcpuid=popcnt,cx16,smap,smep,umip,fsgsbase,invpcid,pcid,rdrand,rdseed,bmi1,bmi2,erms,fsrm,fsrs \
+    noreplace-smp rodata=off mitigations=off";
 
 /// What to append to a Linux kernel's arguments on software KVM.
 pub fn kernel_args() -> &'static str {
