@@ -6,6 +6,8 @@
 //! after [`Request::AttachConsole`] both sides send raw bytes of the serial console until one
 //! closes. The first request must be [`Request::Hello`].
 
+pub mod server;
+
 use serde::{Deserialize, Serialize};
 
 /// What a VMM may be asked.

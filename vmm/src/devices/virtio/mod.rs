@@ -2,7 +2,7 @@
 //!
 //! - [`mmio`]: the transport, the only part that speaks to vCPU threads. It runs the device
 //!   status state machine and owns the queue registers until the driver is done with them.
-//! - [`block`], [`rng`]: one module per device. A device gets its queues by
+//! - [`block`], [`net`], [`rng`]: one module per device. A device gets its queues by
 //!   [`VirtioDevice::activate`] and serves them on threads of its own ([`worker`]).
 //! - [`queue`], [`buffers`]: a queue as a device sees it. Everything in it was written by the
 //!   guest and may change at any time, so it is copied before it is judged, and judged before it
@@ -19,6 +19,7 @@ pub mod block;
 pub mod buffers;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod worker;

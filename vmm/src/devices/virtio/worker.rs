@@ -109,7 +109,7 @@ pub fn end_all(workers: &mut Vec<Worker>) {
 
 /// A bug of ours in one device shall look to the guest like a broken device, and not like one
 /// that takes for ever.
-struct PanicGuard(Arc<Interrupt>);
+pub(super) struct PanicGuard(pub(super) Arc<Interrupt>);
 
 impl Drop for PanicGuard {
     fn drop(&mut self) {
