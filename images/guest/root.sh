@@ -27,7 +27,7 @@ compile "$into/initrd-init" "$here/src/initrd.c"
 
 step "root: collecting files"
 root=$into/root
-mkdir -p "$root"/{bin,sbin,dev,etc,lib,lib64,mnt,proc,root,run,sys,tmp,var/log,var/lib,usr/bin,usr/sbin,usr/local/bin}
+mkdir -p "$root"/{bin,sbin,dev,etc,lib,lib64,mnt,proc,root,run,sys,tmp,etc/dropbear,var/log,var/lib,usr/bin,usr/sbin,usr/local/bin}
 cp -a "$here/root/." "$root"
 install -m 755 "$into/init" "$root/sbin/init"
 install -m 755 "$into/metadata" "$root/sbin/metadata"

@@ -185,3 +185,32 @@ fn damage_is_reported_and_not_repaired() {
         "something was changed"
     );
 }
+
+#[test]
+fn a_refcount_block_that_a_power_loss_took_is_made_anew() {
+    let scratch = Scratch::new();
+    let disk = open_new(&scratch);
+    disk.write(&[1; 5 * CLUSTER], 100).expect("write");
+    disk.close().expect("close");
+    let (store, id, path) = killed_now(&scratch, "lost");
+    let mut bytes = std::fs::read(&path).expect("layer");
+    let table = u64::from_be_bytes(bytes[48..56].try_into().expect("8 bytes")) as usize;
+    bytes[table..table + 8].fill(0);
+    std::fs::write(&path, &bytes).expect("layer");
+    // Without the mark of an unclean close this is damage, and nobody writes to it.
+    let error = store
+        .open_volume(&id, Access::ReadWrite)
+        .expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    bytes[79] |= 1; // dirty
+    std::fs::write(&path, &bytes).expect("layer");
+    assert!(store.recover_volume(&id).expect("recover").repaired);
+    assert_check_is_clean(&path);
+    let disk = store.open_volume(&id, Access::ReadWrite).expect("open");
+    let mut data = [0; 5 * CLUSTER];
+    disk.read(&mut data, 100).expect("read");
+    assert!(data == [1; 5 * CLUSTER]);
+    disk.write(&data, GIB).expect("write");
+    disk.close().expect("close");
+    assert_check_is_clean(&path);
+}

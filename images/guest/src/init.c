@@ -126,12 +126,16 @@ static void grow_root(dev_t device)
 	close(fd);
 }
 
-static void loopback_up(void)
+static void interfaces_up(int has_network)
 {
 	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	ioctl(fd, SIOCSIFFLAGS, &request);
+	if (has_network) {
+		strcpy(request.ifr_name, "eth0");
+		ioctl(fd, SIOCSIFFLAGS, &request);
+	}
 	close(fd);
 }
 
@@ -214,8 +218,8 @@ int main(void)
 		sethostname(host, strlen(host));
 	stat("/", &root);
 	grow_root(root.st_dev);
-	loopback_up();
 	has_network = !access("/sys/class/net/eth0", F_OK) && !option(command_line, "hearth.net=off");
+	interfaces_up(has_network);
 
 	uname(&kernel);
 	sysinfo(&memory);
@@ -230,6 +234,7 @@ int main(void)
 	write(1, report, report_length < sizeof report ? report_length : sizeof report);
 
 	if (has_network || !access("/etc/rc.local", X_OK)) {
+		mkdir("/run/hearth", 0755);
 		background[1] = has_network ? "eth0" : NULL;
 		spawn(background[0], background, 0);
 	}
