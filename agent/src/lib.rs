@@ -1,1 +1,38 @@
-//! Hearth.
+//! Hearth's agent: the daemon `hearthd`, which serves the `hearth.v1` API on one host.
+//!
+//! Who calls whom, from the outside in:
+//!
+//! - [`server`]: the socket, the services, the shutdown.
+//! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
+//! - `instances`, `volumes`, `images`, `console`: what the calls mean.
+//! - `reconcile`: brings the host back in line with the database, at start and on a timer.
+//! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
+//! - `events`: every change, in order, for those who watch.
+//! - `query`: filters and pages of Describe calls.
+//! - `host`, `instance_types`: what the host has, and the shapes it is cut into.
+//! - `error`: what goes wrong, and the only place that turns it into a gRPC status.
+
+pub mod config;
+pub mod server;
+
+mod api;
+mod blocking;
+mod busy;
+mod console;
+mod context;
+mod db;
+mod error;
+mod events;
+mod host;
+mod ids;
+mod images;
+mod instance_types;
+mod instances;
+mod query;
+mod reconcile;
+mod shutdown;
+mod tags;
+mod time;
+mod tokens;
+mod transfer;
+mod volumes;

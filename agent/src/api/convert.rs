@@ -1,0 +1,183 @@
+//! The agent's types as the wire's, and the other way round.
+
+use hearth_images::DiskFormat;
+use hearth_proto::v1;
+
+use crate::{
+    error::{ApiError, ApiResult},
+    events::Event,
+    images::{
+        file::DeclaredFile,
+        model::{Image, ImageState},
+    },
+    instances::{InstanceView, driver::Change, state::InstanceState},
+    tags::Tag,
+    volumes::{
+        VolumeView,
+        model::{Volume, VolumeState},
+    },
+};
+
+pub fn tags_in(tags: Vec<v1::Tag>) -> Vec<Tag> {
+    tags.into_iter()
+        .map(|tag| Tag {
+            key: tag.key,
+            value: tag.value,
+        })
+        .collect()
+}
+
+fn tags_out(tags: Vec<Tag>) -> Vec<v1::Tag> {
+    tags.into_iter()
+        .map(|tag| v1::Tag {
+            key: tag.key,
+            value: tag.value,
+        })
+        .collect()
+}
+
+/// Unspecified is `None`.
+pub fn disk_format(format: i32, field: &str) -> ApiResult<Option<DiskFormat>> {
+    match v1::DiskFormat::try_from(format) {
+        Ok(v1::DiskFormat::Unspecified) => Ok(None),
+        Ok(v1::DiskFormat::Raw) => Ok(Some(DiskFormat::Raw)),
+        Ok(v1::DiskFormat::Qcow2) => Ok(Some(DiskFormat::Qcow2)),
+        Err(_) => Err(ApiError::invalid(
+            field,
+            format!("{format} is not a disk format"),
+        )),
+    }
+}
+
+pub fn declared(file: v1::ImageFile) -> DeclaredFile {
+    DeclaredFile {
+        length_bytes: file.length_bytes,
+        sha256: file.sha256,
+    }
+}
+
+pub fn instance_state(state: InstanceState) -> v1::InstanceState {
+    match state {
+        InstanceState::Pending => v1::InstanceState::Pending,
+        InstanceState::Running => v1::InstanceState::Running,
+        InstanceState::Stopping => v1::InstanceState::Stopping,
+        InstanceState::Stopped => v1::InstanceState::Stopped,
+        InstanceState::ShuttingDown => v1::InstanceState::ShuttingDown,
+        InstanceState::Terminated => v1::InstanceState::Terminated,
+    }
+}
+
+pub fn instance(view: InstanceView) -> v1::Instance {
+    let InstanceView { instance, volumes } = view;
+    let reason = instance.reason;
+    v1::Instance {
+        instance_id: instance.id,
+        owner_id: instance.owner,
+        image_id: instance.image_id,
+        instance_type: instance.instance_type,
+        state: instance_state(instance.state).into(),
+        state_reason: (!reason.code.is_empty()).then_some(v1::StateReason {
+            code: reason.code,
+            message: reason.message,
+        }),
+        vcpus: instance.vcpus,
+        memory_bytes: instance.memory_bytes,
+        block_devices: volumes.into_iter().filter_map(block_device).collect(),
+        launch_time: Some(instance.launch_time.into()),
+        tags: tags_out(instance.tags),
+        client_token: instance.client_token,
+        kernel_args: instance.kernel_args,
+        user_data: instance.user_data,
+        vmm_pid: instance.vmm_pid.unwrap_or(0),
+        root_device_name: instance.root_device.unwrap_or_default(),
+    }
+}
+
+fn block_device(volume: Volume) -> Option<v1::InstanceBlockDevice> {
+    let attachment = volume.attachment?;
+    Some(v1::InstanceBlockDevice {
+        device_name: attachment.device,
+        volume_id: volume.id,
+        delete_on_termination: attachment.delete_on_termination,
+        read_only: attachment.read_only,
+    })
+}
+
+pub fn changes(changes: Vec<(String, Change)>) -> Vec<v1::InstanceStateChange> {
+    changes
+        .into_iter()
+        .map(|(instance_id, change)| v1::InstanceStateChange {
+            instance_id,
+            previous_state: instance_state(change.previous).into(),
+            current_state: instance_state(change.current).into(),
+        })
+        .collect()
+}
+
+pub fn volume(view: VolumeView) -> v1::Volume {
+    let VolumeView {
+        volume,
+        allocated_bytes,
+    } = view;
+    let state = match volume.state {
+        VolumeState::Creating => v1::VolumeState::Creating,
+        VolumeState::Available => v1::VolumeState::Available,
+        VolumeState::InUse => v1::VolumeState::InUse,
+        VolumeState::Deleting => v1::VolumeState::Deleting,
+        VolumeState::Error => v1::VolumeState::Error,
+    };
+    v1::Volume {
+        volume_id: volume.id,
+        owner_id: volume.owner,
+        state: state.into(),
+        size_bytes: volume.size_bytes,
+        image_id: volume.image_id.unwrap_or_default(),
+        attachment: volume.attachment.map(|attachment| v1::VolumeAttachment {
+            instance_id: attachment.instance_id,
+            device_name: attachment.device,
+            delete_on_termination: attachment.delete_on_termination,
+            read_only: attachment.read_only,
+        }),
+        create_time: Some(volume.create_time.into()),
+        tags: tags_out(volume.tags),
+        client_token: volume.client_token,
+        allocated_bytes,
+    }
+}
+
+pub fn image(image: Image) -> v1::Image {
+    let state = match image.state {
+        ImageState::Pending => v1::ImageState::Pending,
+        ImageState::Available => v1::ImageState::Available,
+        ImageState::Deregistered => v1::ImageState::Deregistered,
+    };
+    v1::Image {
+        image_id: image.id,
+        owner_id: image.owner,
+        name: image.name,
+        description: image.description,
+        state: state.into(),
+        architecture: image.architecture,
+        kernel_args: image.kernel_args,
+        has_initrd: image.initrd.is_some(),
+        has_root: image.has_root,
+        root_size_bytes: image.root_size_bytes,
+        create_time: Some(image.create_time.into()),
+        tags: tags_out(image.tags),
+        client_token: image.client_token,
+    }
+}
+
+pub fn event(event: Event) -> v1::Event {
+    v1::Event {
+        // Sequences start at 1.
+        sequence: event.sequence.unsigned_abs(),
+        time: Some(event.time.into()),
+        r#type: event.kind,
+        resource_id: event.resource_id,
+        previous_state: event.previous_state,
+        state: event.state,
+        reason_code: event.reason_code,
+        message: event.message,
+    }
+}

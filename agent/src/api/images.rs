@@ -1,0 +1,136 @@
+//! `ImageService`.
+
+use std::sync::Arc;
+
+use hearth_proto::v1::{self, image_service_server::ImageService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use crate::{
+    context::{Context, LOCAL_OWNER},
+    error::{ApiError, ApiResult, Reason},
+    ids::Kind,
+    images::{
+        self,
+        import::{self, ImportRequest},
+        model::Image,
+    },
+    tokens::ClientToken,
+    transfer::{self, Feed},
+};
+
+/// The service.
+pub struct ImageApi {
+    pub context: Arc<Context>,
+}
+
+fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
+    let token = ClientToken::of(
+        LOCAL_OWNER,
+        import::IMPORT,
+        &header.client_token,
+        "header.client_token",
+        &header,
+    )?;
+    let root_format = match &header.root {
+        Some(root) => convert::disk_format(root.format, "header.root.format")?,
+        None => None,
+    };
+    Ok(ImportRequest {
+        name: header.name,
+        description: header.description,
+        architecture: header.architecture,
+        kernel_args: header.kernel_args,
+        kernel: header.kernel.map(convert::declared),
+        initrd: header.initrd.map(convert::declared),
+        root: header.root.map(convert::declared),
+        root_format,
+        tags: convert::tags_in(header.tags),
+        client_token: header.client_token,
+        token,
+    })
+}
+
+/// Passes the stream's data on until it ends; what is cut off is not ended.
+async fn pump(mut stream: Streaming<v1::ImportImageRequest>, feed: Feed) -> ApiResult<()> {
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let Some(v1::import_image_request::Message::Data(data)) = message.message else {
+                    return Err(ApiError::invalid(
+                        "data",
+                        "after the header comes only data",
+                    ));
+                };
+                if !feed.data(data).await? {
+                    return Ok(());
+                }
+            }
+            Ok(None) => {
+                feed.end().await;
+                return Ok(());
+            }
+            Err(status) => {
+                return Err(ApiError::field(
+                    Reason::IncompleteBody,
+                    "data",
+                    format!("the stream broke off: {}", status.message()),
+                ));
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for ImageApi {
+    async fn import_image(
+        &self,
+        request: Request<Streaming<v1::ImportImageRequest>>,
+    ) -> Result<Response<v1::ImportImageResponse>, Status> {
+        let mut stream = request.into_inner();
+        let header = match stream.message().await?.and_then(|message| message.message) {
+            Some(v1::import_image_request::Message::Header(header)) => header,
+            _ => {
+                return Err(ApiError::field(
+                    Reason::MissingParameter,
+                    "header",
+                    "the first message must be the header",
+                )
+                .into());
+            }
+        };
+        let request = import_request(header)?;
+        request.check()?;
+        let (feed, body) = transfer::channel(request.declared_bytes());
+        let import = import::import(self.context.clone(), request, body);
+        let image = super::fed(pump(stream, feed), import).await?;
+        Ok(Response::new(v1::ImportImageResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn describe_images(
+        &self,
+        request: Request<v1::DescribeImagesRequest>,
+    ) -> Result<Response<v1::DescribeImagesResponse>, Status> {
+        let v1::DescribeImagesRequest {
+            image_ids,
+            filters,
+            page,
+        } = request.into_inner();
+        let query = super::query::<Image>(Kind::Image, &image_ids, "image_ids", filters, page)?;
+        let page = images::describe(&self.context, query).await?;
+        Ok(Response::new(v1::DescribeImagesResponse {
+            images: page.objects.into_iter().map(convert::image).collect(),
+            next_token: page.next_token,
+        }))
+    }
+
+    async fn deregister_image(
+        &self,
+        request: Request<v1::DeregisterImageRequest>,
+    ) -> Result<Response<v1::DeregisterImageResponse>, Status> {
+        images::deregister(self.context.clone(), request.into_inner().image_id).await?;
+        Ok(Response::new(v1::DeregisterImageResponse {}))
+    }
+}

@@ -1,0 +1,295 @@
+//! `InstanceService`.
+
+use std::{sync::Arc, time::Duration};
+
+use hearth_proto::v1::{self, instance_service_server::InstanceService};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use crate::{
+    blocking::carried_through,
+    console::{output, session::Session},
+    context::{Context, LOCAL_OWNER},
+    error::{ApiError, ApiResult, Reason},
+    ids::Kind,
+    instances::{
+        Instances, STOP_PATIENCE,
+        disks::DiskRequest,
+        driver::Change,
+        launch::LaunchRequest,
+        model::Instance,
+        state::{Asked, InstanceState},
+    },
+    tokens::ClientToken,
+};
+
+/// Longest time a guest may be given to shut down, in seconds.
+const MAX_STOP_SECONDS: u32 = 3600;
+
+/// Largest piece that a caller may type at once, in bytes.
+const MAX_TYPED: usize = 64 << 10;
+
+/// Pieces of console traffic that may wait.
+const WAITING: usize = 64;
+
+/// The service.
+pub struct InstanceApi {
+    pub context: Arc<Context>,
+    pub instances: Arc<Instances>,
+}
+
+impl InstanceApi {
+    async fn ask(
+        &self,
+        ids: &[String],
+        what: Asked,
+        patience: Duration,
+    ) -> ApiResult<Vec<(String, Change)>> {
+        let ids = Kind::Instance.check_list(ids, "instance_ids")?;
+        let instances = self.instances.clone();
+        carried_through(async move { instances.ask(ids, what, patience).await }).await
+    }
+
+    fn launch_request(request: v1::RunInstancesRequest) -> ApiResult<LaunchRequest> {
+        let token = ClientToken::of(
+            LOCAL_OWNER,
+            "RunInstances",
+            &request.client_token,
+            "client_token",
+            &request,
+        )?;
+        Ok(LaunchRequest {
+            image_id: request.image_id,
+            instance_type: request.instance_type,
+            min_count: request.min_count,
+            max_count: request.max_count,
+            disks: request
+                .block_devices
+                .into_iter()
+                .map(disk_request)
+                .collect(),
+            user_data: request.user_data,
+            tags: convert::tags_in(request.tags),
+            client_token: request.client_token,
+            token,
+            dry_run: request.dry_run,
+            extra_kernel_args: request.extra_kernel_args,
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+        })
+    }
+}
+
+fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
+    DiskRequest {
+        device_name: mapping.device_name,
+        size_gib: mapping.size_gib,
+        volume_id: mapping.volume_id,
+        delete_on_termination: mapping.delete_on_termination,
+        read_only: mapping.read_only,
+    }
+}
+
+#[tonic::async_trait]
+impl InstanceService for InstanceApi {
+    async fn run_instances(
+        &self,
+        request: Request<v1::RunInstancesRequest>,
+    ) -> Result<Response<v1::RunInstancesResponse>, Status> {
+        let launch = Self::launch_request(request.into_inner())?;
+        let instances = self.instances.clone();
+        let views = carried_through(async move { instances.run(launch).await }).await?;
+        let instances = views.into_iter().map(convert::instance).collect();
+        Ok(Response::new(v1::RunInstancesResponse { instances }))
+    }
+
+    async fn describe_instances(
+        &self,
+        request: Request<v1::DescribeInstancesRequest>,
+    ) -> Result<Response<v1::DescribeInstancesResponse>, Status> {
+        let v1::DescribeInstancesRequest {
+            instance_ids,
+            filters,
+            page,
+        } = request.into_inner();
+        let query =
+            super::query::<Instance>(Kind::Instance, &instance_ids, "instance_ids", filters, page)?;
+        let page = self.instances.describe(query).await?;
+        Ok(Response::new(v1::DescribeInstancesResponse {
+            instances: page.objects.into_iter().map(convert::instance).collect(),
+            next_token: page.next_token,
+        }))
+    }
+
+    async fn start_instances(
+        &self,
+        request: Request<v1::StartInstancesRequest>,
+    ) -> Result<Response<v1::StartInstancesResponse>, Status> {
+        let ids = request.into_inner().instance_ids;
+        let changes = convert::changes(self.ask(&ids, Asked::Start, STOP_PATIENCE).await?);
+        Ok(Response::new(v1::StartInstancesResponse { changes }))
+    }
+
+    async fn stop_instances(
+        &self,
+        request: Request<v1::StopInstancesRequest>,
+    ) -> Result<Response<v1::StopInstancesResponse>, Status> {
+        let request = request.into_inner();
+        let patience = match request.timeout_seconds {
+            0 => STOP_PATIENCE,
+            seconds @ 1..=MAX_STOP_SECONDS => Duration::from_secs(seconds.into()),
+            _ => {
+                let message = format!("at most {MAX_STOP_SECONDS}");
+                return Err(ApiError::invalid("timeout_seconds", message).into());
+            }
+        };
+        let asked = Asked::Stop {
+            force: request.force,
+        };
+        let changes = convert::changes(self.ask(&request.instance_ids, asked, patience).await?);
+        Ok(Response::new(v1::StopInstancesResponse { changes }))
+    }
+
+    async fn reboot_instances(
+        &self,
+        request: Request<v1::RebootInstancesRequest>,
+    ) -> Result<Response<v1::RebootInstancesResponse>, Status> {
+        let ids = request.into_inner().instance_ids;
+        self.ask(&ids, Asked::Reboot, STOP_PATIENCE).await?;
+        Ok(Response::new(v1::RebootInstancesResponse {}))
+    }
+
+    async fn terminate_instances(
+        &self,
+        request: Request<v1::TerminateInstancesRequest>,
+    ) -> Result<Response<v1::TerminateInstancesResponse>, Status> {
+        let ids = request.into_inner().instance_ids;
+        let changes = convert::changes(self.ask(&ids, Asked::Terminate, STOP_PATIENCE).await?);
+        Ok(Response::new(v1::TerminateInstancesResponse { changes }))
+    }
+
+    async fn get_console_output(
+        &self,
+        request: Request<v1::GetConsoleOutputRequest>,
+    ) -> Result<Response<v1::GetConsoleOutputResponse>, Status> {
+        let instance = self
+            .instances
+            .get(&request.into_inner().instance_id)
+            .await?;
+        let output = output::tail(&self.context, &instance.id).await?;
+        Ok(Response::new(v1::GetConsoleOutputResponse {
+            instance_id: instance.id,
+            output,
+        }))
+    }
+
+    type ConsoleStream = ReceiverStream<Result<v1::ConsoleOutput, Status>>;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<v1::ConsoleInput>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let mut input = request.into_inner();
+        let open = match input.message().await?.and_then(|message| message.input) {
+            Some(v1::console_input::Input::Open(open)) => open,
+            _ => {
+                return Err(ApiError::field(
+                    Reason::MissingParameter,
+                    "open",
+                    "the first message must say which console to open",
+                )
+                .into());
+            }
+        };
+        let instance = self.instances.get(&open.instance_id).await?;
+        let no_console = || {
+            let word = instance.state.word();
+            ApiError::field(
+                Reason::IncorrectInstanceState,
+                "open.instance_id",
+                format!("{} is {word}: it has no console", instance.id),
+            )
+            .with("state", word)
+        };
+        if !matches!(
+            instance.state,
+            InstanceState::Pending | InstanceState::Running | InstanceState::Stopping
+        ) {
+            return Err(no_console().into());
+        }
+        let live = self.instances.live(&instance.id).ok_or_else(no_console)?;
+        let (typing, typed) = mpsc::channel(WAITING);
+        let (written, mut output) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = input.message().await {
+                // Whatever else comes is not typing; a later `open` has no meaning.
+                if let Some(v1::console_input::Input::Data(mut data)) = message.input {
+                    data.truncate(MAX_TYPED);
+                    if typing.send(data).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        let session = Session {
+            run_dir: self.context.settings.run_dir(&instance.id),
+            instance_id: instance.id,
+            live,
+            typed,
+            written,
+        };
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let mut shutdown = self.context.shutdown.clone();
+        tokio::spawn(async move {
+            let session = tokio::spawn(session.run(open.replay));
+            loop {
+                let data = tokio::select! {
+                    data = output.recv() => data,
+                    () = sender.closed() => return,
+                    () = shutdown.wait() => {
+                        let ending = ApiError::new(Reason::Unavailable, "hearthd is ending");
+                        let _ = sender.send(Err(ending.into())).await;
+                        return;
+                    }
+                };
+                match data {
+                    Some(data) => {
+                        if sender.send(Ok(v1::ConsoleOutput { data })).await.is_err() {
+                            return;
+                        }
+                    }
+                    None => break,
+                }
+            }
+            let end = session
+                .await
+                .map_err(|error| ApiError::internal("serving a console", error));
+            if let Err(error) = end.and_then(|end| end) {
+                let _ = sender.send(Err(error.into())).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn describe_instance_types(
+        &self,
+        _request: Request<v1::DescribeInstanceTypesRequest>,
+    ) -> Result<Response<v1::DescribeInstanceTypesResponse>, Status> {
+        let instance_types = self
+            .context
+            .types
+            .all()
+            .iter()
+            .map(|shape| v1::InstanceType {
+                name: shape.name.clone(),
+                vcpus: shape.vcpus,
+                memory_mib: shape.memory_mib,
+            })
+            .collect();
+        Ok(Response::new(v1::DescribeInstanceTypesResponse {
+            instance_types,
+        }))
+    }
+}

@@ -1,0 +1,197 @@
+//! `VolumeService`.
+
+use std::sync::Arc;
+
+use hearth_proto::v1::{self, volume_service_server::VolumeService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use crate::{
+    context::{Context, LOCAL_OWNER},
+    error::{ApiError, ApiResult, Reason},
+    ids::Kind,
+    tokens::ClientToken,
+    transfer::{self, Feed},
+    volumes::{
+        self, CreateRequest,
+        attach::{self, AttachRequest},
+        import::{self, ImportRequest},
+        model::Volume,
+    },
+};
+
+/// The service.
+pub struct VolumeApi {
+    pub context: Arc<Context>,
+}
+
+fn import_request(header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
+    let token = ClientToken::of(
+        LOCAL_OWNER,
+        import::IMPORT,
+        &header.client_token,
+        "header.client_token",
+        &header,
+    )?;
+    Ok(ImportRequest {
+        format: convert::disk_format(header.format, "header.format")?,
+        length_bytes: header.length_bytes,
+        sha256: header.sha256,
+        size_gib: header.size_gib,
+        tags: convert::tags_in(header.tags),
+        client_token: header.client_token,
+        token,
+    })
+}
+
+/// Passes the stream's data on until it ends; what is cut off is not ended.
+async fn pump(mut stream: Streaming<v1::ImportVolumeRequest>, feed: Feed) -> ApiResult<()> {
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let Some(v1::import_volume_request::Message::Data(data)) = message.message else {
+                    return Err(ApiError::invalid(
+                        "data",
+                        "after the header comes only data",
+                    ));
+                };
+                if !feed.data(data).await? {
+                    return Ok(());
+                }
+            }
+            Ok(None) => {
+                feed.end().await;
+                return Ok(());
+            }
+            Err(status) => {
+                return Err(ApiError::field(
+                    Reason::IncompleteBody,
+                    "data",
+                    format!("the stream broke off: {}", status.message()),
+                ));
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl VolumeService for VolumeApi {
+    async fn create_volume(
+        &self,
+        request: Request<v1::CreateVolumeRequest>,
+    ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let token = ClientToken::of(
+            LOCAL_OWNER,
+            volumes::CREATE,
+            &request.client_token,
+            "client_token",
+            &request,
+        )?;
+        let request = CreateRequest {
+            size_gib: request.size_gib,
+            image_id: request.image_id,
+            tags: convert::tags_in(request.tags),
+            client_token: request.client_token,
+            token,
+        };
+        let volume = volumes::create(self.context.clone(), request).await?;
+        Ok(Response::new(v1::CreateVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn import_volume(
+        &self,
+        request: Request<Streaming<v1::ImportVolumeRequest>>,
+    ) -> Result<Response<v1::ImportVolumeResponse>, Status> {
+        let mut stream = request.into_inner();
+        let header = match stream.message().await?.and_then(|message| message.message) {
+            Some(v1::import_volume_request::Message::Header(header)) => header,
+            _ => {
+                return Err(ApiError::field(
+                    Reason::MissingParameter,
+                    "header",
+                    "the first message must be the header",
+                )
+                .into());
+            }
+        };
+        let request = import_request(header)?;
+        request.check()?;
+        let (feed, body) = transfer::channel(request.length_bytes);
+        let import = import::import(self.context.clone(), request, body);
+        let volume = super::fed(pump(stream, feed), import).await?;
+        Ok(Response::new(v1::ImportVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn describe_volumes(
+        &self,
+        request: Request<v1::DescribeVolumesRequest>,
+    ) -> Result<Response<v1::DescribeVolumesResponse>, Status> {
+        let v1::DescribeVolumesRequest {
+            volume_ids,
+            filters,
+            page,
+        } = request.into_inner();
+        let query = super::query::<Volume>(Kind::Volume, &volume_ids, "volume_ids", filters, page)?;
+        let page = volumes::describe(&self.context, query).await?;
+        Ok(Response::new(v1::DescribeVolumesResponse {
+            volumes: page.objects.into_iter().map(convert::volume).collect(),
+            next_token: page.next_token,
+        }))
+    }
+
+    async fn grow_volume(
+        &self,
+        request: Request<v1::GrowVolumeRequest>,
+    ) -> Result<Response<v1::GrowVolumeResponse>, Status> {
+        let v1::GrowVolumeRequest {
+            volume_id,
+            size_gib,
+        } = request.into_inner();
+        let volume = volumes::grow(self.context.clone(), volume_id, size_gib).await?;
+        Ok(Response::new(v1::GrowVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<v1::DeleteVolumeRequest>,
+    ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
+        volumes::delete(self.context.clone(), request.into_inner().volume_id).await?;
+        Ok(Response::new(v1::DeleteVolumeResponse {}))
+    }
+
+    async fn attach_volume(
+        &self,
+        request: Request<v1::AttachVolumeRequest>,
+    ) -> Result<Response<v1::AttachVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let request = AttachRequest {
+            volume_id: request.volume_id,
+            instance_id: request.instance_id,
+            device_name: request.device_name,
+            delete_on_termination: request.delete_on_termination,
+            read_only: request.read_only,
+        };
+        let volume = attach::attach(self.context.clone(), request).await?;
+        Ok(Response::new(v1::AttachVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn detach_volume(
+        &self,
+        request: Request<v1::DetachVolumeRequest>,
+    ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
+        let volume_id = request.into_inner().volume_id;
+        let volume = attach::detach(self.context.clone(), volume_id).await?;
+        Ok(Response::new(v1::DetachVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+}

@@ -1,0 +1,88 @@
+//! `hearthd`: the daemon of Hearth. See `docs/agent.md`.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use anyhow::Context;
+use clap::Parser;
+use hearth_agent::{config::Settings, server};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Turns this Linux machine into a small EC2: runs micro-VMs on /dev/kvm and serves the gRPC API
+/// hearth.v1 on a Unix socket.
+///
+/// Works with no arguments, as root. Drive it with `hearth` or any gRPC client, for example
+/// `grpcurl -plaintext unix:///run/hearth/hearthd.sock list`.
+///
+/// SIGTERM and SIGINT end hearthd and leave the guests running; the next hearthd goes on with
+/// them. RUST_LOG sets what is logged (default: info), to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "hearthd", version)]
+struct Arguments {
+    /// Where everything is kept: the database, volumes, images, and a directory for each
+    /// instance. One hearthd at a time.
+    #[arg(
+        long,
+        env = "HEARTH_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/hearth"
+    )]
+    state_dir: PathBuf,
+
+    /// The Unix socket to listen on. Whoever may open it may do everything.
+    #[arg(
+        long,
+        env = "HEARTH_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/hearth/hearthd.sock"
+    )]
+    socket: PathBuf,
+
+    /// The program that runs one micro-VM [default: hearth-vmm beside hearthd]
+    #[arg(long, env = "HEARTH_VMM", value_name = "PATH")]
+    vmm: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    // Guests' disks, memory files and consoles are nobody else's business.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let vmm = match arguments.vmm {
+        Some(vmm) => vmm,
+        None => std::env::current_exe()
+            .context("finding hearth-vmm beside hearthd")?
+            .with_file_name("hearth-vmm"),
+    };
+    let settings = Settings {
+        state_dir: arguments.state_dir,
+        socket: arguments.socket,
+        vmm,
+    };
+    let settings = settings.checked()?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(run(settings))
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let until = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let ready = |socket: &std::path::Path| println!("hearthd: listening on {}", socket.display());
+    server::serve(settings, until, ready).await?;
+    Ok(())
+}

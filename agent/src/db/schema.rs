@@ -1,0 +1,144 @@
+//! Tables, and how older files become current ones: `PRAGMA user_version` counts the steps
+//! already taken; each step is one transaction.
+
+use rusqlite::Connection;
+
+use super::{DbError, DbResult};
+
+/// One entry per version; never change an entry that was released, add one.
+const STEPS: &[&str] = &[
+    // 1
+    "CREATE TABLE instances (
+        seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+        id             TEXT NOT NULL UNIQUE,
+        owner          TEXT NOT NULL,
+        image_id       TEXT NOT NULL,
+        instance_type  TEXT NOT NULL,
+        state          TEXT NOT NULL,
+        reason_code    TEXT NOT NULL,
+        reason_message TEXT NOT NULL,
+        vcpus          INTEGER NOT NULL,
+        memory_bytes   INTEGER NOT NULL,
+        kernel         TEXT NOT NULL,
+        initrd         TEXT,
+        kernel_args    TEXT NOT NULL,
+        user_data      TEXT NOT NULL,
+        tags           TEXT NOT NULL,
+        client_token   TEXT NOT NULL,
+        root_device    TEXT,
+        launch_time    INTEGER NOT NULL,
+        launched       INTEGER NOT NULL,
+        operation      TEXT NOT NULL,
+        vmm_pid        INTEGER,
+        ended          INTEGER
+    ) STRICT;
+    CREATE INDEX instances_by_state ON instances (state);
+
+    CREATE TABLE volumes (
+        seq                   INTEGER PRIMARY KEY AUTOINCREMENT,
+        id                    TEXT NOT NULL UNIQUE,
+        owner                 TEXT NOT NULL,
+        state                 TEXT NOT NULL,
+        size_bytes            INTEGER NOT NULL,
+        image_id              TEXT,
+        instance_id           TEXT REFERENCES instances (id),
+        device                TEXT,
+        delete_on_termination INTEGER NOT NULL,
+        read_only             INTEGER NOT NULL,
+        create_time           INTEGER NOT NULL,
+        tags                  TEXT NOT NULL,
+        client_token          TEXT NOT NULL,
+        growing_to            INTEGER
+    ) STRICT;
+    CREATE UNIQUE INDEX volumes_by_device ON volumes (instance_id, device)
+        WHERE instance_id IS NOT NULL;
+    CREATE INDEX volumes_by_state ON volumes (state);
+
+    CREATE TABLE images (
+        seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+        id              TEXT NOT NULL UNIQUE,
+        owner           TEXT NOT NULL,
+        name            TEXT NOT NULL,
+        description     TEXT NOT NULL,
+        state           TEXT NOT NULL,
+        architecture    TEXT NOT NULL,
+        kernel          TEXT NOT NULL,
+        initrd          TEXT,
+        kernel_args     TEXT NOT NULL,
+        has_root        INTEGER NOT NULL,
+        root_size_bytes INTEGER NOT NULL,
+        create_time     INTEGER NOT NULL,
+        tags            TEXT NOT NULL,
+        client_token    TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX images_by_name ON images (owner, name) WHERE state <> 'deregistered';
+
+    CREATE TABLE events (
+        sequence       INTEGER PRIMARY KEY AUTOINCREMENT,
+        time           INTEGER NOT NULL,
+        type           TEXT NOT NULL,
+        resource_id    TEXT NOT NULL,
+        previous_state TEXT NOT NULL,
+        state          TEXT NOT NULL,
+        reason_code    TEXT NOT NULL,
+        message        TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE client_tokens (
+        owner        TEXT NOT NULL,
+        operation    TEXT NOT NULL,
+        token        TEXT NOT NULL,
+        request_hash TEXT NOT NULL,
+        result       TEXT NOT NULL,
+        created      INTEGER NOT NULL,
+        PRIMARY KEY (owner, operation, token)
+    ) STRICT, WITHOUT ROWID;",
+];
+
+/// Takes the steps that are missing.
+pub fn migrate(connection: &mut Connection) -> DbResult<()> {
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = u32::try_from(STEPS.len()).expect("a handful of steps");
+    if found > known {
+        return Err(DbError::NewerSchema { found, known });
+    }
+    for (done, step) in (1..=known).zip(STEPS).skip(found as usize) {
+        let tx = connection.transaction()?;
+        tx.execute_batch(step)?;
+        tx.pragma_update(None, "user_version", done)?;
+        tx.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrating_twice_changes_nothing_the_second_time() {
+        let mut connection = Connection::open_in_memory().expect("open");
+        migrate(&mut connection).expect("first");
+        connection
+            .execute(
+                "INSERT INTO client_tokens VALUES ('o', 'op', 't', 'h', '[]', 1)",
+                [],
+            )
+            .expect("insert");
+        migrate(&mut connection).expect("second");
+        let count: u32 = connection
+            .query_row("SELECT count(*) FROM client_tokens", [], |row| row.get(0))
+            .expect("count");
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_database_of_a_newer_hearth_is_refused_and_left_alone() {
+        let mut connection = Connection::open_in_memory().expect("open");
+        connection
+            .pragma_update(None, "user_version", 99)
+            .expect("set");
+        let error = migrate(&mut connection).expect_err("newer");
+        assert!(matches!(error, DbError::NewerSchema { found: 99, .. }));
+    }
+}

@@ -1,0 +1,429 @@
+//! ImportImage: kernel, initrd and root, one after the other in one stream.
+//!
+//! The row comes first, as `pending`; the files after it; whatever goes wrong takes the row back.
+//! A row that is still pending when the agent starts belonged to an import that was cut off.
+
+use std::sync::Arc;
+
+use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource};
+
+use super::{
+    file::{self, DeclaredFile, Received},
+    get, kernel,
+    model::{Image, ImageState},
+    remove_root, snapshot_id,
+};
+use crate::{
+    blocking::{blocking, carried_through},
+    context::{Context, LOCAL_OWNER},
+    db,
+    error::{ApiError, ApiResult, Reason},
+    ids::{Kind, shortened},
+    instances::launch::check_kernel_args,
+    tags::{self, Tag},
+    time::Millis,
+    tokens::{self, ClientToken},
+    transfer::Body,
+};
+
+/// Name of the operation for client tokens.
+pub const IMPORT: &str = "ImportImage";
+
+/// Largest kernel and largest initrd, in bytes.
+const MAX_BOOT_FILE: u64 = 512 << 20;
+
+/// Longest description, in characters.
+const MAX_DESCRIPTION: usize = 255;
+
+/// What a caller says about an image.
+#[derive(Clone, Debug)]
+pub struct ImportRequest {
+    pub name: String,
+    pub description: String,
+    pub architecture: String,
+    pub kernel_args: String,
+    pub kernel: Option<DeclaredFile>,
+    pub initrd: Option<DeclaredFile>,
+    pub root: Option<DeclaredFile>,
+    pub root_format: Option<DiskFormat>,
+    pub tags: Vec<Tag>,
+    pub client_token: String,
+    pub token: Option<ClientToken>,
+}
+
+/// What the stream held.
+struct Files {
+    kernel: Received,
+    initrd: Option<Received>,
+    /// Size of the root volume, in bytes; 0 when there is none.
+    root_size_bytes: u64,
+}
+
+impl ImportRequest {
+    /// Checks all that needs neither database nor files; returns the kernel's declaration.
+    pub fn check(&self) -> ApiResult<&DeclaredFile> {
+        check_name(&self.name)?;
+        if self.description.chars().count() > MAX_DESCRIPTION {
+            return Err(ApiError::invalid(
+                "header.description",
+                format!("at most {MAX_DESCRIPTION} characters"),
+            ));
+        }
+        if !matches!(self.architecture.as_str(), "" | "x86_64") {
+            return Err(ApiError::invalid(
+                "header.architecture",
+                "only x86_64 runs here",
+            ));
+        }
+        check_kernel_args(&self.kernel_args, "header.kernel_args")?;
+        tags::check(&self.tags, "header.tags")?;
+        let kernel = self.kernel.as_ref().ok_or_else(|| {
+            ApiError::field(
+                Reason::MissingParameter,
+                "header.kernel",
+                "an image has a kernel",
+            )
+        })?;
+        check_file(kernel, MAX_BOOT_FILE, "header.kernel")?;
+        if let Some(initrd) = &self.initrd {
+            check_file(initrd, MAX_BOOT_FILE, "header.initrd")?;
+        }
+        if let Some(root) = &self.root {
+            check_file(root, hearth_images::MAX_DISK_BYTES, "header.root")?;
+        }
+        Ok(kernel)
+    }
+
+    /// Length of the whole stream after the header, in bytes. No overflow after
+    /// [`Self::check`].
+    pub fn declared_bytes(&self) -> u64 {
+        [&self.kernel, &self.initrd, &self.root]
+            .into_iter()
+            .flatten()
+            .fold(0, |sum: u64, file| sum.saturating_add(file.length_bytes))
+    }
+}
+
+fn check_file(declared: &DeclaredFile, most: u64, field: &str) -> ApiResult<()> {
+    file::check_length(
+        declared.length_bytes,
+        most,
+        &format!("{field}.length_bytes"),
+    )?;
+    file::check_sha256(&declared.sha256, &format!("{field}.sha256"))
+}
+
+fn check_name(name: &str) -> ApiResult<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-()[] ".contains(c);
+    if (3..=128).contains(&name.chars().count()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(ApiError::field(
+        Reason::ImageNameMalformed,
+        "header.name",
+        format!(
+            "{:?} is not a name: 3 to 128 letters, digits and . _ - ( ) [ ] space",
+            shortened(name)
+        ),
+    ))
+}
+
+/// Reads the image's files from `body`.
+pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -> ApiResult<Image> {
+    request.check()?;
+    carried_through(async move {
+        let id = Kind::Image.new_id()?;
+        let _busy = context.busy.mark(&id);
+        let row = request.clone();
+        let (pending, new) = context.db.write(move |tx| insert(tx, &id, &row)).await?;
+        if !new {
+            return Ok(pending);
+        }
+        let result = match receive_all(&context, &pending, request, body).await {
+            Ok(files) => finish(&context, pending.clone(), files).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            undo(&context, pending).await?;
+        }
+        result
+    })
+    .await
+}
+
+fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(Image, bool)> {
+    if let Some(ids) = request
+        .token
+        .as_ref()
+        .map(|token| token.earlier(tx))
+        .transpose()?
+        .flatten()
+    {
+        let id = ids.first().map(String::as_str).unwrap_or_default();
+        return Ok((get(tx, id, "header.client_token")?, false));
+    }
+    if let Some(other) = db::images::by_name(tx, LOCAL_OWNER, &request.name)? {
+        return Err(ApiError::field(
+            Reason::ImageNameDuplicate,
+            "header.name",
+            format!("{other} has the name {:?} already", request.name),
+        ));
+    }
+    let mut image = Image {
+        seq: 0,
+        id: id.to_owned(),
+        owner: LOCAL_OWNER.to_owned(),
+        name: request.name.clone(),
+        description: request.description.clone(),
+        state: ImageState::Pending,
+        architecture: "x86_64".to_owned(),
+        kernel: String::new(),
+        initrd: None,
+        kernel_args: request.kernel_args.clone(),
+        has_root: request.root.is_some(),
+        root_size_bytes: 0,
+        create_time: Millis::now(),
+        tags: request.tags.clone(),
+        client_token: request.client_token.clone(),
+    };
+    db::images::insert(tx, &mut image)?;
+    if let Some(token) = &request.token {
+        token.keep(tx, std::slice::from_ref(&image.id))?;
+    }
+    Ok((image, true))
+}
+
+async fn receive_all(
+    context: &Context,
+    image: &Image,
+    request: ImportRequest,
+    body: Body,
+) -> ApiResult<Files> {
+    let (store, tmp, id) = (
+        context.store.clone(),
+        context.settings.tmp(),
+        image.id.clone(),
+    );
+    blocking("importing an image", move || {
+        let mut body = body;
+        match receive(&store, &tmp, &id, &request, &mut body) {
+            Ok(files) => body.finish().map(|()| files),
+            Err(error) => Err(body.or_incomplete(error)),
+        }
+    })
+    .await?
+}
+
+fn receive(
+    store: &hearth_images::Store,
+    tmp: &std::path::Path,
+    id: &str,
+    request: &ImportRequest,
+    body: &mut Body,
+) -> ApiResult<Files> {
+    let kernel = request.check()?;
+    let kernel = file::receive(
+        body,
+        kernel,
+        tmp.join(format!("{id}.kernel")),
+        "header.kernel",
+    )?;
+    kernel::check(kernel.path())
+        .map_err(|error| ApiError::internal("looking at a kernel", error))?
+        .map_err(|kernel::NotAKernel(what)| {
+            ApiError::invalid("header.kernel", format!("the file {what}"))
+                .with("kind", "NotAKernel")
+        })?;
+    let initrd = request
+        .initrd
+        .as_ref()
+        .map(|initrd| {
+            file::receive(
+                body,
+                initrd,
+                tmp.join(format!("{id}.initrd")),
+                "header.initrd",
+            )
+        })
+        .transpose()?;
+    let mut root_size_bytes = 0;
+    if let Some(root) = &request.root {
+        let options = ImportOptions {
+            format: request.root_format,
+            length_bytes: Some(root.length_bytes),
+            sha256: file::wanted_sha256(&root.sha256),
+            grow_to_bytes: None,
+        };
+        let mut bytes = std::io::Read::take(body, root.length_bytes);
+        let source = ImportSource::Stream(&mut bytes);
+        let info = store
+            .import_snapshot(&snapshot_id(id)?, source, options)
+            .map_err(|error| root_error(&error))?;
+        root_size_bytes = info.size_bytes;
+    }
+    Ok(Files {
+        kernel,
+        initrd,
+        root_size_bytes,
+    })
+}
+
+fn root_error(error: &hearth_images::Error) -> ApiError {
+    let field = match error.kind() {
+        ErrorKind::DigestMismatch => "header.root.sha256",
+        ErrorKind::LengthMismatch => "header.root.length_bytes",
+        _ => "header.root",
+    };
+    ApiError::from_store(error, field, "importing an image")
+}
+
+/// The files get their names, and the image becomes available.
+async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Image> {
+    let _held = context.kernels.lock().await;
+    let named = Image {
+        kernel: files.kernel.sha256.clone(),
+        initrd: files.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
+        root_size_bytes: files.root_size_bytes,
+        ..pending.clone()
+    };
+    // The row knows the files before they have their names, so that none is ever without owner.
+    let row = named.clone();
+    context
+        .db
+        .write(move |tx| db::images::update(tx, &pending, &row))
+        .await?;
+    let dir = context.settings.kernels();
+    blocking("keeping an image's files", move || {
+        let Files { kernel, initrd, .. } = files;
+        kernel.keep(&dir)?;
+        initrd.map_or(Ok(()), |initrd| initrd.keep(&dir))
+    })
+    .await?
+    .map_err(|error| ApiError::internal("keeping an image's files", error))?;
+    let available = Image {
+        state: ImageState::Available,
+        ..named.clone()
+    };
+    let row = available.clone();
+    context
+        .db
+        .write(move |tx| db::images::update(tx, &named, &row))
+        .await?;
+    Ok(available)
+}
+
+/// Takes back an image that could not be imported: store, row and client token. Kernel files
+/// that nobody needs go with the next reconciliation.
+pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
+    remove_root(context, &image).await?;
+    context
+        .db
+        .write(move |tx| {
+            tokens::forget(tx, &image.owner, IMPORT, &image.client_token)?;
+            Ok(db::images::remove(tx, &image)?)
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> ImportRequest {
+        ImportRequest {
+            name: "debian 12 (x86)".to_owned(),
+            description: String::new(),
+            architecture: String::new(),
+            kernel_args: "console=ttyS0".to_owned(),
+            kernel: Some(DeclaredFile {
+                length_bytes: 1,
+                sha256: String::new(),
+            }),
+            initrd: None,
+            root: None,
+            root_format: None,
+            tags: Vec::new(),
+            client_token: String::new(),
+            token: None,
+        }
+    }
+
+    #[test]
+    fn a_bad_header_names_its_field() {
+        request().check().expect("good");
+        let file = |length_bytes, sha256: &str| {
+            Some(DeclaredFile {
+                length_bytes,
+                sha256: sha256.to_owned(),
+            })
+        };
+        let cases: [(&str, ImportRequest); 9] = [
+            (
+                "header.name",
+                ImportRequest {
+                    name: "a/b/c".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "header.name",
+                ImportRequest {
+                    name: "ab".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "header.architecture",
+                ImportRequest {
+                    architecture: "arm64".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "header.kernel_args",
+                ImportRequest {
+                    kernel_args: "a\nb".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "header.kernel",
+                ImportRequest {
+                    kernel: None,
+                    ..request()
+                },
+            ),
+            (
+                "header.kernel.length_bytes",
+                ImportRequest {
+                    kernel: file(0, ""),
+                    ..request()
+                },
+            ),
+            (
+                "header.kernel.length_bytes",
+                ImportRequest {
+                    kernel: file(u64::MAX, ""),
+                    ..request()
+                },
+            ),
+            (
+                "header.initrd.sha256",
+                ImportRequest {
+                    initrd: file(1, "xyz"),
+                    ..request()
+                },
+            ),
+            (
+                "header.root.length_bytes",
+                ImportRequest {
+                    root: file(0, ""),
+                    ..request()
+                },
+            ),
+        ];
+        for (field, request) in cases {
+            assert_eq!(request.check().expect_err(field).fields(), [field]);
+        }
+    }
+}

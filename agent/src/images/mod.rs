@@ -1,0 +1,177 @@
+//! Images: what instances are made from.
+//!
+//! - [`import`]: an image from files that a caller sends
+//! - [`kernel`]: is it a kernel at all?
+//! - [`file`]: one file of the stream, checked on its way to the disk
+
+pub mod file;
+pub mod import;
+pub mod kernel;
+pub mod model;
+
+use std::{collections::HashSet, fs, io, sync::Arc};
+
+use hearth_images::{ErrorKind, SnapshotId};
+use rusqlite::Connection;
+
+use self::model::{Image, ImageState};
+use crate::{
+    blocking::{blocking, carried_through},
+    context::Context,
+    db,
+    error::{ApiError, ApiResult, Reason},
+    ids::Kind,
+    query::{
+        Described,
+        page::{Page, Query},
+    },
+    tags::Tag,
+};
+
+/// DescribeImages.
+pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Image>> {
+    context
+        .db
+        .read(move |connection| {
+            query.page(
+                connection,
+                |connection, index, id| get(connection, id, &format!("image_ids[{index}]")),
+                db::images::after,
+            )
+        })
+        .await
+}
+
+/// DeregisterImage.
+pub async fn deregister(context: Arc<Context>, id: String) -> ApiResult<()> {
+    Kind::Image.check(&id, "image_id")?;
+    carried_through(async move {
+        let deregistered = context
+            .db
+            .write(move |tx| {
+                let image = get(tx, &id, "image_id")?;
+                if image.state != ImageState::Available {
+                    return Err(ApiError::field(
+                        Reason::ImageUnavailable,
+                        "image_id",
+                        format!("the image {id} is {}", image.state.word()),
+                    ));
+                }
+                let after = Image {
+                    state: ImageState::Deregistered,
+                    ..image.clone()
+                };
+                db::images::update(tx, &image, &after)?;
+                Ok(after)
+            })
+            .await?;
+        // What fails here is tried again by reconciliation.
+        if let Err(error) = finish_deregistering(&context, &deregistered).await {
+            tracing::warn!(image = deregistered.id, %error, "cleaning up after an image");
+        }
+        if let Err(error) = remove_unused_kernels(&context).await {
+            tracing::warn!(%error, "removing kernels that nobody needs");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes what a deregistered image has in the store, then its row; does nothing while a
+/// volume is being made from it.
+pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult<()> {
+    let id = image.id.clone();
+    if context
+        .db
+        .read(move |c| db::volumes::being_made_from(c, &id))
+        .await?
+    {
+        return Ok(());
+    }
+    remove_root(context, image).await?;
+    let image = image.clone();
+    Ok(context
+        .db
+        .write(move |tx| db::images::remove(tx, &image))
+        .await?)
+}
+
+/// Removes an image's root from the store; fine when it is not there.
+pub async fn remove_root(context: &Context, image: &Image) -> ApiResult<()> {
+    let (store, id) = (context.store.clone(), snapshot_id(&image.id)?);
+    match blocking("removing an image's root", move || {
+        store.delete_snapshot(&id)
+    })
+    .await?
+    {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(ApiError::from_store(&error, "", "removing an image's root"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes kernel files that neither an image nor an instance needs.
+pub async fn remove_unused_kernels(context: &Context) -> ApiResult<()> {
+    // No import brings a kernel in between the question who needs which and the removal.
+    let _held = context.kernels.lock().await;
+    let needed: HashSet<String> = context
+        .db
+        .read(|connection| {
+            let mut needed = db::images::kernel_files(connection)?;
+            needed.extend(db::instances::kernel_files(connection)?);
+            Ok::<_, db::DbError>(needed)
+        })
+        .await?
+        .into_iter()
+        .collect();
+    let dir = context.settings.kernels();
+    blocking("removing kernels", move || -> io::Result<()> {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry
+                .file_name()
+                .to_str()
+                .is_none_or(|name| !needed.contains(name))
+            {
+                tracing::info!(file = %entry.path().display(), "nobody needs it");
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    })
+    .await?
+    .map_err(|error| ApiError::internal("removing kernels", error))
+}
+
+fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Image> {
+    db::images::get(connection, id)?.ok_or_else(|| Kind::Image.missing(id, field))
+}
+
+fn snapshot_id(image_id: &str) -> ApiResult<SnapshotId> {
+    SnapshotId::new(image_id).map_err(|error| ApiError::internal("naming a snapshot", error))
+}
+
+impl Described for Image {
+    const FILTERS: &'static [&'static str] =
+        &["image-id", "name", "state", "architecture", "owner-id"];
+
+    fn seq(&self) -> i64 {
+        self.seq
+    }
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "image-id" => self.id.clone(),
+            "name" => self.name.clone(),
+            "state" => self.state.word().to_owned(),
+            "architecture" => self.architecture.clone(),
+            "owner-id" => self.owner.clone(),
+            _ => return Vec::new(),
+        }]
+    }
+
+    fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+}

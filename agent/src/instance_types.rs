@@ -1,0 +1,203 @@
+//! Instance types: names for shapes. The catalogue is a data file built into the program; the
+//! operator's `instance-types.json` in the state directory, of the same form, adds types and
+//! replaces those of the same name.
+
+use std::{collections::HashMap, io, path::Path};
+
+use hearth_vmm::config::{MAX_VCPUS, MIN_MEMORY_BYTES};
+use serde::Deserialize;
+use thiserror::Error;
+
+/// What an instance gets when nothing is asked for.
+pub const DEFAULT: &str = "t.micro";
+
+/// Memory of a guest comes in steps of this many MiB.
+pub const MEMORY_STEP_MIB: u64 = 2;
+
+/// A name for a shape.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceType {
+    pub name: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+}
+
+/// All types, in the order of the files.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    types: Vec<InstanceType>,
+    by_name: HashMap<String, usize>,
+}
+
+/// What is wrong with a catalogue.
+#[derive(Debug, Error)]
+pub enum CatalogueError {
+    /// The file is there and can't be read.
+    #[error("reading the instance types: {0}")]
+    Read(#[from] io::Error),
+    /// Not JSON, or not this form.
+    #[error("instance types must be a list of {{name, vcpus, memory_mib}}: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// A type that no guest could have.
+    #[error("instance type {name:?}: {problem}")]
+    Shape {
+        /// Which.
+        name: String,
+        /// Why.
+        problem: String,
+    },
+}
+
+impl Catalogue {
+    /// The built-in types, with the operator's file over them, if there is one.
+    pub fn load(operator: &Path) -> Result<Self, CatalogueError> {
+        let mut catalogue = Self {
+            types: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        catalogue.add(include_str!("instance_types.json"))?;
+        match std::fs::read_to_string(operator) {
+            Ok(text) => catalogue.add(&text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(catalogue)
+    }
+
+    fn add(&mut self, text: &str) -> Result<(), CatalogueError> {
+        for new in serde_json::from_str::<Vec<InstanceType>>(text)? {
+            check(&new)?;
+            match self.by_name.get(&new.name) {
+                Some(&index) => self.types[index] = new,
+                None => {
+                    self.by_name.insert(new.name.clone(), self.types.len());
+                    self.types.push(new);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks a name up.
+    pub fn get(&self, name: &str) -> Option<&InstanceType> {
+        self.by_name.get(name).map(|&index| &self.types[index])
+    }
+
+    /// All.
+    pub fn all(&self) -> &[InstanceType] {
+        &self.types
+    }
+}
+
+/// What is wrong with a guest's memory, if anything.
+pub fn memory_problem(memory_mib: u64) -> Option<String> {
+    let least = MIN_MEMORY_BYTES >> 20;
+    // Far beyond any host, and far from an overflow in bytes.
+    let most = 1 << 30;
+    if !(least..=most).contains(&memory_mib) {
+        return Some(format!("memory is {least} to {most} MiB"));
+    }
+    if !memory_mib.is_multiple_of(MEMORY_STEP_MIB) {
+        return Some(format!("memory is a multiple of {MEMORY_STEP_MIB} MiB"));
+    }
+    None
+}
+
+/// What is wrong with a number of vCPUs, if anything.
+pub fn vcpus_problem(vcpus: u32) -> Option<String> {
+    let most = u32::from(MAX_VCPUS);
+    (!(1..=most).contains(&vcpus)).then(|| format!("a guest has 1 to {most} vCPUs"))
+}
+
+fn check(new: &InstanceType) -> Result<(), CatalogueError> {
+    let well_named = new.name.split_once('.').is_some_and(|(family, size)| {
+        let word = |text: &str| {
+            !text.is_empty()
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        word(family) && word(size)
+    });
+    let problem = if well_named {
+        vcpus_problem(new.vcpus).or_else(|| memory_problem(new.memory_mib))
+    } else {
+        Some("a name is FAMILY.SIZE, of lower-case letters, digits and dashes".to_owned())
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => Err(CatalogueError::Shape {
+            name: new.name.clone(),
+            problem,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(operator: Option<&str>) -> Result<Catalogue, CatalogueError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("instance-types.json");
+        if let Some(text) = operator {
+            std::fs::write(&path, text).expect("write");
+        }
+        Catalogue::load(&path)
+    }
+
+    #[test]
+    fn the_built_in_catalogue_has_the_families_in_their_shapes() {
+        let catalogue = load(None).expect("built in");
+        assert!(catalogue.get(DEFAULT).is_some());
+        let nano = catalogue.get("t.nano").expect("t.nano");
+        assert_eq!((nano.vcpus, nano.memory_mib), (1, 512));
+        for (family, gib_per_vcpu) in [("m", 4), ("c", 2), ("r", 8), ("i", 8)] {
+            let of_family: Vec<_> = catalogue
+                .all()
+                .iter()
+                .filter(|t| t.name.starts_with(&format!("{family}.")))
+                .collect();
+            assert!(of_family.len() >= 6, "{family}");
+            for pair in of_family.windows(2) {
+                assert_eq!(pair[1].vcpus, pair[0].vcpus * 2, "{} doubles", pair[1].name);
+            }
+            for shape in of_family {
+                assert_eq!(
+                    shape.memory_mib,
+                    u64::from(shape.vcpus) * gib_per_vcpu * 1024
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_operators_file_adds_types_and_replaces_them() {
+        let catalogue = load(Some(
+            r#"[{"name": "x.tiny", "vcpus": 1, "memory_mib": 64},
+                {"name": "t.nano", "vcpus": 2, "memory_mib": 256}]"#,
+        ))
+        .expect("fine");
+        assert_eq!(catalogue.get("x.tiny").expect("new").memory_mib, 64);
+        assert_eq!(catalogue.get("t.nano").expect("replaced").vcpus, 2);
+    }
+
+    #[test]
+    fn types_that_no_guest_could_have_are_refused() {
+        for bad in [
+            r#"[{"name": "x", "vcpus": 1, "memory_mib": 64}]"#,
+            r#"[{"name": "x/y.z", "vcpus": 1, "memory_mib": 64}]"#,
+            r#"[{"name": "x.y", "vcpus": 0, "memory_mib": 64}]"#,
+            r#"[{"name": "x.y", "vcpus": 33, "memory_mib": 64}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 65}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 18446744073709551614}]"#,
+        ] {
+            assert!(
+                matches!(load(Some(bad)), Err(CatalogueError::Shape { .. })),
+                "{bad}"
+            );
+        }
+        assert!(matches!(load(Some("{")), Err(CatalogueError::Parse(_))));
+    }
+}

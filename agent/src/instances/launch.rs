@@ -1,0 +1,329 @@
+//! RunInstances: checks a request and turns it into rows.
+//!
+//! Everything that a request can be refused for is decided here, in one transaction, so that a
+//! refused request leaves nothing, and a dry run is the same transaction undone.
+
+use crate::{
+    context::LOCAL_OWNER,
+    db::{self, Tx},
+    error::{ApiError, ApiResult, Reason},
+    host::Memory,
+    ids::{Kind, shortened},
+    images::model::{Image, ImageState},
+    instance_types::{self, Catalogue},
+    tags::{self, Tag},
+    time::Millis,
+    tokens::ClientToken,
+    volumes::model::{Attachment, GIB, Volume, VolumeState},
+};
+
+use super::{
+    disks::{self, DiskRequest, DiskSource},
+    model::{Instance, Operation, StateReason},
+    state::InstanceState,
+};
+
+/// Most instances of one call.
+const MAX_COUNT: u32 = 100;
+
+/// Largest user data, in bytes.
+const MAX_USER_DATA: usize = 16 << 10;
+
+/// Longest kernel arguments of image and caller together; the kernel takes 2,048 bytes, and
+/// the VMM adds its own.
+pub const MAX_KERNEL_ARGS: usize = 1536;
+
+/// What a caller asks for.
+#[derive(Clone, Debug)]
+pub struct LaunchRequest {
+    pub image_id: String,
+    pub instance_type: String,
+    pub min_count: u32,
+    pub max_count: u32,
+    pub disks: Vec<DiskRequest>,
+    pub user_data: String,
+    pub tags: Vec<Tag>,
+    pub client_token: String,
+    pub token: Option<ClientToken>,
+    pub dry_run: bool,
+    pub extra_kernel_args: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+}
+
+/// What a request comes to before the database is asked.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    instance_type: String,
+    vcpus: u32,
+    memory_bytes: u64,
+    min_count: u32,
+    max_count: u32,
+}
+
+/// Rows that a launch made, or that an earlier one with the same token made.
+#[derive(Debug)]
+pub enum Launched {
+    New(Vec<Instance>),
+    Earlier(Vec<String>),
+}
+
+impl LaunchRequest {
+    /// Checks all that needs no database.
+    pub fn check(&self, types: &Catalogue) -> ApiResult<Shape> {
+        Kind::Image.check(&self.image_id, "image_id")?;
+        let name = match self.instance_type.as_str() {
+            "" => instance_types::DEFAULT,
+            name => name,
+        };
+        let shape = types.get(name).ok_or_else(|| {
+            ApiError::invalid(
+                "instance_type",
+                format!("there is no instance type {:?}", shortened(name)),
+            )
+        })?;
+        let (vcpus, memory_mib) = self.overrides(shape)?;
+        let (min_count, max_count) = self.counts()?;
+        if self.user_data.len() > MAX_USER_DATA {
+            return Err(ApiError::invalid(
+                "user_data",
+                format!(
+                    "{} bytes are too many; at most {MAX_USER_DATA}",
+                    self.user_data.len()
+                ),
+            ));
+        }
+        tags::check(&self.tags, "tags")?;
+        check_kernel_args(&self.extra_kernel_args, "extra_kernel_args")?;
+        Ok(Shape {
+            instance_type: name.to_owned(),
+            vcpus,
+            memory_bytes: memory_mib << 20,
+            min_count,
+            max_count,
+        })
+    }
+
+    fn overrides(&self, shape: &instance_types::InstanceType) -> ApiResult<(u32, u64)> {
+        let vcpus = if self.vcpus == 0 {
+            shape.vcpus
+        } else {
+            self.vcpus
+        };
+        if let Some(problem) = instance_types::vcpus_problem(vcpus) {
+            return Err(ApiError::invalid("vcpus", problem));
+        }
+        let memory_mib = if self.memory_mib == 0 {
+            shape.memory_mib
+        } else {
+            self.memory_mib
+        };
+        if let Some(problem) = instance_types::memory_problem(memory_mib) {
+            return Err(ApiError::invalid("memory_mib", problem));
+        }
+        Ok((vcpus, memory_mib))
+    }
+
+    fn counts(&self) -> ApiResult<(u32, u32)> {
+        let min = self.min_count.max(1);
+        let max = if self.max_count == 0 {
+            min
+        } else {
+            self.max_count
+        };
+        if max > MAX_COUNT || min > MAX_COUNT {
+            let field = if max > MAX_COUNT {
+                "max_count"
+            } else {
+                "min_count"
+            };
+            return Err(ApiError::invalid(
+                field,
+                format!("at most {MAX_COUNT} in one call"),
+            ));
+        }
+        if min > max {
+            return Err(ApiError::invalid(
+                "min_count",
+                format!("{min} is more than max_count"),
+            ));
+        }
+        Ok((min, max))
+    }
+
+    /// Checks the rest and makes the rows.
+    pub fn commit(&self, tx: &mut Tx<'_>, shape: &Shape, memory: &Memory) -> ApiResult<Launched> {
+        if let Some(token) = &self.token
+            && let Some(ids) = token.earlier(tx)?
+        {
+            return Ok(Launched::Earlier(ids));
+        }
+        let image = db::images::get(tx, &self.image_id)?
+            .ok_or_else(|| Kind::Image.missing(&self.image_id, "image_id"))?;
+        if image.state != ImageState::Available {
+            return Err(ApiError::field(
+                Reason::ImageUnavailable,
+                "image_id",
+                format!("the image {} is {}", image.id, image.state.word()),
+            ));
+        }
+        let kernel_args = joined_args(&image.kernel_args, &self.extra_kernel_args)?;
+        let disks = disks::plan(&image, &self.disks, shape.max_count)?;
+        let committed = db::instances::committed_memory(tx)?;
+        let room = memory.room_for(shape.memory_bytes, committed);
+        if room < u64::from(shape.min_count) {
+            return Err(memory.no_room(shape.memory_bytes, committed));
+        }
+        let count = u64::from(shape.max_count).min(room);
+        let mut instances = Vec::new();
+        for _ in 0..count {
+            let mut instance = self.instance(shape, &image, &kernel_args)?;
+            db::instances::insert(tx, &mut instance)?;
+            for disk in &disks {
+                self.attach(tx, &instance, &image, disk)?;
+            }
+            instances.push(instance);
+        }
+        if let Some(token) = &self.token {
+            let ids: Vec<String> = instances
+                .iter()
+                .map(|instance| instance.id.clone())
+                .collect();
+            token.keep(tx, &ids)?;
+        }
+        if self.dry_run {
+            return Err(ApiError::new(
+                Reason::DryRunOperation,
+                "the request would have worked; it was a dry run",
+            ));
+        }
+        Ok(Launched::New(instances))
+    }
+
+    fn instance(&self, shape: &Shape, image: &Image, kernel_args: &str) -> ApiResult<Instance> {
+        Ok(Instance {
+            seq: 0,
+            id: Kind::Instance.new_id()?,
+            owner: LOCAL_OWNER.to_owned(),
+            image_id: image.id.clone(),
+            instance_type: shape.instance_type.clone(),
+            state: InstanceState::Pending,
+            reason: StateReason::none(),
+            vcpus: shape.vcpus,
+            memory_bytes: shape.memory_bytes,
+            kernel: image.kernel.clone(),
+            initrd: image.initrd.clone(),
+            kernel_args: kernel_args.to_owned(),
+            user_data: self.user_data.clone(),
+            tags: self.tags.clone(),
+            client_token: self.client_token.clone(),
+            root_device: image.has_root.then(|| super::devices::ROOT.to_owned()),
+            launch_time: Millis::now(),
+            launched: false,
+            operation: Operation::None,
+            vmm_pid: None,
+            ended: None,
+        })
+    }
+
+    fn attach(
+        &self,
+        tx: &mut Tx<'_>,
+        instance: &Instance,
+        image: &Image,
+        disk: &disks::Disk,
+    ) -> ApiResult<()> {
+        let attachment = Some(Attachment {
+            instance_id: instance.id.clone(),
+            device: disk.device.clone(),
+            delete_on_termination: disk.delete_on_termination,
+            read_only: disk.read_only,
+        });
+        let (size_bytes, image_id) = match &disk.source {
+            DiskSource::Existing(id) => {
+                let field = format!("{}.volume_id", disk.field);
+                let volume =
+                    db::volumes::get(tx, id)?.ok_or_else(|| Kind::Volume.missing(id, &field))?;
+                crate::volumes::check_free(&volume, &field)?;
+                let after = Volume {
+                    state: VolumeState::InUse,
+                    attachment,
+                    ..volume.clone()
+                };
+                return Ok(db::volumes::update(tx, &volume, &after)?);
+            }
+            DiskSource::Root { size_bytes } => (*size_bytes, Some(image.id.clone())),
+            DiskSource::Empty { size_gib } => (size_gib * GIB, None),
+        };
+        let mut volume = Volume {
+            seq: 0,
+            id: Kind::Volume.new_id()?,
+            owner: LOCAL_OWNER.to_owned(),
+            state: VolumeState::Creating,
+            size_bytes,
+            image_id,
+            attachment,
+            create_time: Millis::now(),
+            tags: Vec::new(),
+            client_token: String::new(),
+            growing_to: None,
+        };
+        Ok(db::volumes::insert(tx, &mut volume)?)
+    }
+}
+
+/// Whether a stopped instance may start: there is memory, and nobody works on its volumes.
+pub fn check_may_start(tx: &Tx<'_>, instance: &Instance) -> ApiResult<()> {
+    let memory = Memory::read()?;
+    let committed = db::instances::committed_memory(tx)?;
+    if memory.room_for(instance.memory_bytes, committed) == 0 {
+        return Err(memory
+            .no_room(instance.memory_bytes, committed)
+            .with("resource_id", &instance.id));
+    }
+    for volume in db::volumes::of_instance(tx, &instance.id)? {
+        if volume.growing_to.is_some() {
+            return Err(ApiError::new(
+                Reason::IncorrectState,
+                format!(
+                    "the volume {} of {} is being made larger",
+                    volume.id, instance.id
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks kernel arguments: printable, not endless.
+pub fn check_kernel_args(args: &str, field: &str) -> ApiResult<()> {
+    if args.len() > MAX_KERNEL_ARGS {
+        return Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_KERNEL_ARGS} bytes"),
+        ));
+    }
+    if !args.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(ApiError::invalid(
+            field,
+            "kernel arguments are printable ASCII",
+        ));
+    }
+    Ok(())
+}
+
+fn joined_args(of_image: &str, extra: &str) -> ApiResult<String> {
+    let joined = format!("{} {}", of_image.trim(), extra.trim())
+        .trim()
+        .to_owned();
+    if joined.len() > MAX_KERNEL_ARGS {
+        return Err(ApiError::invalid(
+            "extra_kernel_args",
+            format!(
+                "with the image's, {} bytes are too many; at most {MAX_KERNEL_ARGS}",
+                joined.len()
+            ),
+        ));
+    }
+    Ok(joined)
+}

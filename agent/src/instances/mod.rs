@@ -1,0 +1,299 @@
+//! Instances: micro-VMs from RunInstances to terminated.
+//!
+//! - [`state`]: the life of an instance, drawn, and what is legal when
+//! - [`launch`], [`disks`], [`devices`]: what a request comes to
+//! - [`driver`]: lives the life; one task per instance
+//! - [`start`], [`cleanup`]: its beginning and its end on the host
+//! - [`vmm`]: the VMM processes
+
+mod cleanup;
+pub mod devices;
+pub mod disks;
+pub mod driver;
+pub mod launch;
+pub mod model;
+pub mod start;
+pub mod state;
+pub mod vmm;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use self::{
+    driver::{Change, Handle, Input, Live},
+    launch::{LaunchRequest, Launched},
+    model::Instance,
+    state::{Answer, Asked, InstanceState, answer},
+};
+use crate::{
+    blocking::blocking,
+    context::Context,
+    db,
+    error::{ApiError, ApiResult, Reason},
+    host::Memory,
+    ids::Kind,
+    query::{
+        Described,
+        page::{Page, Query},
+    },
+    tags::Tag,
+    volumes::model::Volume,
+};
+
+/// How long a guest may take to shut down when the caller does not say.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(120);
+
+/// An instance and its disks.
+#[derive(Clone, Debug)]
+pub struct InstanceView {
+    pub instance: Instance,
+    pub volumes: Vec<Volume>,
+}
+
+/// All instances of the host.
+pub struct Instances {
+    context: Arc<Context>,
+    /// How many VMMs are started at the same time.
+    starts: Arc<Semaphore>,
+    handles: Mutex<HashMap<String, Handle>>,
+}
+
+impl Instances {
+    /// None yet; see [`Self::take_up`].
+    pub fn new(context: Arc<Context>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            context,
+            starts: Arc::new(Semaphore::new(cpus * 2)),
+            handles: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Goes on with the instances in the database, after the agent's start.
+    pub async fn take_up(&self) -> ApiResult<()> {
+        for row in self.context.db.read(db::instances::living).await? {
+            self.drive(row, false);
+        }
+        Ok(())
+    }
+
+    /// RunInstances.
+    pub async fn run(&self, request: LaunchRequest) -> ApiResult<Vec<InstanceView>> {
+        let context = self.context.clone();
+        let memory = blocking("looking at the host", move || {
+            context.host.check()?;
+            Memory::read()
+        });
+        let shape = request.check(&self.context.types)?;
+        let memory = memory.await??;
+        let launched = self
+            .context
+            .db
+            .write(move |tx| request.commit(tx, &shape, &memory))
+            .await?;
+        let ids = match launched {
+            Launched::Earlier(ids) => ids,
+            Launched::New(instances) => {
+                let ids = instances
+                    .iter()
+                    .map(|instance| instance.id.clone())
+                    .collect();
+                for instance in instances {
+                    self.drive(instance, true);
+                }
+                ids
+            }
+        };
+        self.context
+            .db
+            .read(move |connection| ids.iter().map(|id| by_token(connection, id)).collect())
+            .await
+    }
+
+    /// Asks something of several instances: of all, or, when one is missing or in the wrong
+    /// state, of none.
+    pub async fn ask(
+        &self,
+        ids: Vec<String>,
+        what: Asked,
+        patience: Duration,
+    ) -> ApiResult<Vec<(String, Change)>> {
+        if what == Asked::Start {
+            let context = self.context.clone();
+            blocking("looking at the host", move || context.host.check()).await??;
+        }
+        let wanted = ids.clone();
+        let states = self
+            .context
+            .db
+            .read(move |connection| states(connection, &wanted))
+            .await?;
+        for (id, state) in &states {
+            if answer(*state, what) == Answer::Refused {
+                return Err(driver::refused(id, *state, what));
+            }
+        }
+        let mut asked = Vec::new();
+        for (id, state) in states {
+            let (reply, result) = oneshot::channel();
+            let input = Input::Asked {
+                what,
+                patience,
+                reply,
+            };
+            let sent = match self.handle_of(&id, state).await {
+                Some(handle) => handle.inputs.send(input).is_ok(),
+                None => false,
+            };
+            asked.push((id, state, sent.then_some(result)));
+        }
+        let mut changes = Vec::new();
+        for (id, state, result) in asked {
+            let change = match result {
+                Some(result) => match result.await {
+                    Ok(change) => change?,
+                    // Its task has ended: it is terminated.
+                    Err(_) => driver::settled(&id, InstanceState::Terminated, what)?,
+                },
+                None => driver::settled(&id, state, what)?,
+            };
+            changes.push((id, change));
+        }
+        Ok(changes)
+    }
+
+    /// DescribeInstances.
+    pub async fn describe(&self, query: Query) -> ApiResult<Page<InstanceView>> {
+        self.context
+            .db
+            .read(move |connection| {
+                let page = query.page(
+                    connection,
+                    |connection, index, id| get(connection, id, &format!("instance_ids[{index}]")),
+                    db::instances::after,
+                )?;
+                let views = page.objects.into_iter().map(|row| view(connection, row));
+                Ok(Page {
+                    objects: views.collect::<ApiResult<_>>()?,
+                    next_token: page.next_token,
+                })
+            })
+            .await
+    }
+
+    /// One instance.
+    pub async fn get(&self, id: &str) -> ApiResult<Instance> {
+        Kind::Instance.check(id, "instance_id")?;
+        let id = id.to_owned();
+        self.context
+            .db
+            .read(move |connection| get(connection, &id, "instance_id"))
+            .await
+    }
+
+    /// Follows an instance's state; `None` when it is terminated.
+    pub fn live(&self, id: &str) -> Option<watch::Receiver<Live>> {
+        self.handle(id).map(|handle| handle.live)
+    }
+
+    /// Forgets the tasks of instances that are over.
+    pub fn forget(&self, ids: &[String]) {
+        let mut handles = self.handles();
+        for id in ids {
+            handles.remove(id);
+        }
+    }
+
+    fn drive(&self, row: Instance, new: bool) {
+        let id = row.id.clone();
+        let handle = driver::spawn(self.context.clone(), self.starts.clone(), row, new);
+        self.handles().insert(id, handle);
+    }
+
+    /// The handle of an instance whose row was read in this state. A row is committed a moment
+    /// before its task starts.
+    async fn handle_of(&self, id: &str, state: InstanceState) -> Option<Handle> {
+        for _ in 0..100 {
+            let handle = self.handle(id);
+            if handle.is_some() || state == InstanceState::Terminated {
+                return handle;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    fn handle(&self, id: &str) -> Option<Handle> {
+        self.handles().get(id).cloned()
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Instance> {
+    db::instances::get(connection, id)?.ok_or_else(|| Kind::Instance.missing(id, field))
+}
+
+fn by_token(connection: &Connection, id: &str) -> ApiResult<InstanceView> {
+    match db::instances::get(connection, id)? {
+        Some(row) => view(connection, row),
+        None => Err(ApiError::new(
+            Reason::IdempotentInstanceTerminated,
+            format!("the instance {id}, which this client token stands for, is long terminated"),
+        )),
+    }
+}
+
+fn view(connection: &Connection, instance: Instance) -> ApiResult<InstanceView> {
+    let volumes = db::volumes::of_instance(connection, &instance.id)?;
+    Ok(InstanceView { instance, volumes })
+}
+
+fn states(connection: &Connection, ids: &[String]) -> ApiResult<Vec<(String, InstanceState)>> {
+    ids.iter()
+        .enumerate()
+        .map(|(index, id)| {
+            let row = get(connection, id, &format!("instance_ids[{index}]"))?;
+            Ok((id.clone(), row.state))
+        })
+        .collect()
+}
+
+impl Described for Instance {
+    const FILTERS: &'static [&'static str] = &[
+        "instance-id",
+        "image-id",
+        "instance-type",
+        "instance-state-name",
+        "owner-id",
+        "client-token",
+    ];
+
+    fn seq(&self) -> i64 {
+        self.seq
+    }
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "instance-id" => self.id.clone(),
+            "image-id" => self.image_id.clone(),
+            "instance-type" => self.instance_type.clone(),
+            "instance-state-name" => self.state.word().to_owned(),
+            "owner-id" => self.owner.clone(),
+            "client-token" => self.client_token.clone(),
+            _ => return Vec::new(),
+        }]
+    }
+
+    fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+}

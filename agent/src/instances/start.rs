@@ -1,0 +1,83 @@
+//! From an instance's row to its running VMM: volumes first, then the process.
+
+use std::sync::Arc;
+
+use hearth_vmm::config::{
+    BootConfig, BootProtocol, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
+};
+
+use super::{
+    model::Instance,
+    vmm::spawn::{self, Started},
+};
+use crate::{
+    blocking::blocking,
+    context::Context,
+    db,
+    error::{ApiResult, full_cause},
+    volumes::{
+        self,
+        model::{Volume, VolumeState},
+    },
+};
+
+/// Starts the guest of an instance. The error is words for people.
+pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started, String> {
+    let id = instance.id.clone();
+    let disks = context
+        .db
+        .read(move |connection| db::volumes::of_instance(connection, &id))
+        .await
+        .map_err(|error| full_cause(&error))?;
+    let store = context.store.clone();
+    let to_make: Vec<Volume> = disks
+        .iter()
+        .filter(|v| v.state == VolumeState::Creating)
+        .cloned()
+        .collect();
+    if !to_make.is_empty() {
+        blocking("making volumes", move || {
+            to_make
+                .iter()
+                .try_for_each(|volume| volumes::make(&store, volume).map(drop))
+        })
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
+    }
+    let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
+    spawn::start(context.host.vmm().to_owned(), config)
+        .await
+        .map_err(|error| full_cause(&error))
+}
+
+fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResult<VmConfig> {
+    let kernels = context.settings.kernels();
+    let vcpus = u8::try_from(instance.vcpus)
+        .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
+    Ok(VmConfig {
+        version: PROTOCOL_VERSION,
+        instance_id: instance.id.clone(),
+        vcpus,
+        memory_bytes: instance.memory_bytes,
+        boot: BootConfig {
+            kernel: kernels.join(&instance.kernel),
+            initrd: instance.initrd.as_ref().map(|digest| kernels.join(digest)),
+            kernel_args: instance.kernel_args.clone(),
+            protocol: BootProtocol::Auto,
+        },
+        disks: volumes
+            .iter()
+            .map(|volume| DiskConfig {
+                serial: volume.serial(),
+                store: context.settings.store(),
+                volume: volume.id.clone(),
+                read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
+                queues: 0,
+            })
+            .collect(),
+        nets: Vec::new(),
+        run_dir: context.settings.run_dir(&instance.id),
+        platform: PlatformChoice::Auto,
+    })
+}

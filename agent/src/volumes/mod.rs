@@ -1,0 +1,473 @@
+//! Volumes: rows that say what is wanted, and disks in the store of `hearth-images`.
+//!
+//! - [`attach`]: putting volumes on stopped instances
+//! - [`import`]: volumes from files that callers send
+
+pub mod attach;
+pub mod import;
+pub mod model;
+
+use std::sync::Arc;
+
+use hearth_images::{ErrorKind, SnapshotId, Store, VolumeId, VolumeSource};
+use rusqlite::Connection;
+
+use self::model::{GIB, MAX_SIZE_GIB, Volume, VolumeState};
+use crate::{
+    blocking::{blocking, carried_through},
+    context::{Context, LOCAL_OWNER},
+    db,
+    error::{ApiError, ApiResult, Reason},
+    ids::Kind,
+    images::model::ImageState,
+    instances::state::InstanceState,
+    query::{
+        Described,
+        page::{Page, Query},
+    },
+    tags::{self, Tag},
+    time::Millis,
+    tokens::{self, ClientToken},
+};
+
+/// Name of the operation for client tokens.
+pub const CREATE: &str = "CreateVolume";
+
+/// What a caller wants made.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    pub size_gib: u64,
+    pub image_id: String,
+    pub tags: Vec<Tag>,
+    pub client_token: String,
+    pub token: Option<ClientToken>,
+}
+
+/// A volume, and what it alone takes on the host's disk.
+#[derive(Clone, Debug)]
+pub struct VolumeView {
+    pub volume: Volume,
+    pub allocated_bytes: u64,
+}
+
+/// CreateVolume.
+pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<VolumeView> {
+    if request.image_id.is_empty() || request.size_gib != 0 {
+        check_size_gib(request.size_gib, "size_gib")?;
+    }
+    if !request.image_id.is_empty() {
+        Kind::Image.check(&request.image_id, "image_id")?;
+    }
+    tags::check(&request.tags, "tags")?;
+    carried_through(async move {
+        let id = Kind::Volume.new_id()?;
+        let _busy = context.busy.mark(&id);
+        let (volume, new) = context
+            .db
+            .write(move |tx| insert_creating(tx, &id, &request))
+            .await?;
+        if !new {
+            return view(&context, volume).await;
+        }
+        let (store, row) = (context.store.clone(), volume.clone());
+        match blocking("making a volume", move || make(&store, &row)).await? {
+            Ok(size_bytes) => {
+                let available = finish_creating(&context, volume, size_bytes).await?;
+                view(&context, available).await
+            }
+            Err(error) => {
+                undo_creating(&context, CREATE, volume).await?;
+                Err(ApiError::from_store(&error, "size_gib", "making a volume"))
+            }
+        }
+    })
+    .await
+}
+
+fn insert_creating(
+    tx: &mut db::Tx<'_>,
+    id: &str,
+    request: &CreateRequest,
+) -> ApiResult<(Volume, bool)> {
+    if let Some(earlier) = earlier(tx, request.token.as_ref())? {
+        return Ok((earlier, false));
+    }
+    let size_bytes = if request.image_id.is_empty() {
+        request.size_gib * GIB
+    } else {
+        size_from_image(tx, &request.image_id, request.size_gib)?
+    };
+    let mut volume = Volume {
+        seq: 0,
+        id: id.to_owned(),
+        owner: LOCAL_OWNER.to_owned(),
+        state: VolumeState::Creating,
+        size_bytes,
+        image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
+        attachment: None,
+        create_time: Millis::now(),
+        tags: request.tags.clone(),
+        client_token: request.client_token.clone(),
+        growing_to: None,
+    };
+    db::volumes::insert(tx, &mut volume)?;
+    if let Some(token) = &request.token {
+        token.keep(tx, std::slice::from_ref(&volume.id))?;
+    }
+    Ok((volume, true))
+}
+
+/// The volume that an earlier call with this token made.
+fn earlier(connection: &Connection, token: Option<&ClientToken>) -> ApiResult<Option<Volume>> {
+    let Some(ids) = token
+        .map(|token| token.earlier(connection))
+        .transpose()?
+        .flatten()
+    else {
+        return Ok(None);
+    };
+    let id = ids.first().map(String::as_str).unwrap_or_default();
+    get(connection, id, "client_token").map(Some)
+}
+
+fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> ApiResult<u64> {
+    let image = db::images::get(connection, image_id)?
+        .ok_or_else(|| Kind::Image.missing(image_id, "image_id"))?;
+    if image.state != ImageState::Available {
+        return Err(ApiError::field(
+            Reason::ImageUnavailable,
+            "image_id",
+            format!("the image {image_id} is {}", image.state.word()),
+        ));
+    }
+    if !image.has_root {
+        return Err(ApiError::invalid(
+            "image_id",
+            format!("the image {image_id} has no root"),
+        ));
+    }
+    let wanted = size_gib * GIB;
+    match wanted {
+        0 => Ok(image.root_size_bytes),
+        wanted if wanted < image.root_size_bytes => Err(ApiError::invalid(
+            "size_gib",
+            format!(
+                "the image's root has {} bytes; a volume only grows",
+                image.root_size_bytes
+            ),
+        )),
+        wanted => Ok(wanted),
+    }
+}
+
+/// Commits that a volume is there.
+async fn finish_creating(context: &Context, volume: Volume, size_bytes: u64) -> ApiResult<Volume> {
+    context
+        .db
+        .write(move |tx| {
+            let after = Volume {
+                state: VolumeState::Available,
+                size_bytes,
+                ..volume.clone()
+            };
+            db::volumes::update(tx, &volume, &after)?;
+            Ok(after)
+        })
+        .await
+}
+
+/// Takes back a volume that could not be made: store, row and client token.
+pub async fn undo_creating(
+    context: &Context,
+    operation: &'static str,
+    volume: Volume,
+) -> ApiResult<()> {
+    remove_from_store(context, &volume.id).await?;
+    context
+        .db
+        .write(move |tx| {
+            tokens::forget(tx, &volume.owner, operation, &volume.client_token)?;
+            Ok(db::volumes::remove(tx, &volume)?)
+        })
+        .await
+}
+
+/// GrowVolume.
+pub async fn grow(context: Arc<Context>, id: String, size_gib: u64) -> ApiResult<VolumeView> {
+    Kind::Volume.check(&id, "volume_id")?;
+    check_size_gib(size_gib, "size_gib")?;
+    carried_through(async move {
+        let _busy = context.busy.mark(&id);
+        let growing = context
+            .db
+            .write(move |tx| {
+                let volume = get(tx, &id, "volume_id")?;
+                check_may_grow(tx, &volume, size_gib)?;
+                let after = Volume {
+                    growing_to: Some(size_gib * GIB),
+                    ..volume.clone()
+                };
+                db::volumes::update(tx, &volume, &after)?;
+                Ok::<_, ApiError>(after)
+            })
+            .await?;
+        let grown = finish_growing(&context, growing).await?;
+        view(&context, grown).await
+    })
+    .await
+}
+
+fn check_may_grow(tx: &db::Tx<'_>, volume: &Volume, size_gib: u64) -> ApiResult<()> {
+    let refused = |message: String| {
+        ApiError::field(Reason::IncorrectState, "volume_id", message)
+            .with("resource_id", &volume.id)
+    };
+    if size_gib * GIB <= volume.size_bytes {
+        return Err(ApiError::invalid(
+            "size_gib",
+            format!(
+                "{} has {} bytes; a volume only grows",
+                volume.id, volume.size_bytes
+            ),
+        ));
+    }
+    if volume.growing_to.is_some() {
+        return Err(refused(format!(
+            "{} is being made larger already",
+            volume.id
+        )));
+    }
+    match (volume.state, &volume.attachment) {
+        (VolumeState::Available, _) => Ok(()),
+        (VolumeState::InUse, Some(attachment)) => {
+            let instance = db::instances::get(tx, &attachment.instance_id)?;
+            match instance.map(|instance| instance.state) {
+                Some(InstanceState::Stopped) => Ok(()),
+                _ => Err(refused(format!(
+                    "{} is in use by {}, which is not stopped",
+                    volume.id, attachment.instance_id
+                ))),
+            }
+        }
+        (state, _) => Err(refused(format!("{} is {}", volume.id, state.word()))),
+    }
+}
+
+/// Carries a growing that is in the database through to its end, whichever that is.
+pub async fn finish_growing(context: &Context, volume: Volume) -> ApiResult<Volume> {
+    let Some(target) = volume.growing_to else {
+        return Ok(volume);
+    };
+    let (store, id) = (context.store.clone(), volume_id(&volume.id)?);
+    let grown = blocking("growing a volume", move || {
+        // Done already, when an earlier agent was cut off right after it.
+        match store.volume(&id) {
+            Ok(info) if info.size_bytes >= target => Ok(info),
+            _ => store.grow_volume(&id, target),
+        }
+    })
+    .await?;
+    let size_bytes = grown
+        .as_ref()
+        .map_or(volume.size_bytes, |info| info.size_bytes);
+    let after = context
+        .db
+        .write(move |tx| {
+            let after = Volume {
+                growing_to: None,
+                size_bytes,
+                ..get(tx, &volume.id, "volume_id")?
+            };
+            db::volumes::update(tx, &after, &after)?;
+            Ok::<_, ApiError>(after)
+        })
+        .await?;
+    match grown {
+        Ok(_) => Ok(after),
+        Err(error) => Err(ApiError::from_store(&error, "size_gib", "growing a volume")),
+    }
+}
+
+/// DeleteVolume.
+pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
+    Kind::Volume.check(&id, "volume_id")?;
+    carried_through(async move {
+        let _busy = context.busy.mark(&id);
+        let deleting = context
+            .db
+            .write(move |tx| {
+                let volume = get(tx, &id, "volume_id")?;
+                check_free(&volume, "volume_id")?;
+                let after = volume.deleting();
+                db::volumes::update(tx, &volume, &after)?;
+                Ok::<_, ApiError>(after)
+            })
+            .await?;
+        finish_deleting(&context, &deleting).await
+    })
+    .await
+}
+
+/// Carries a deletion that is in the database through: store first, row last.
+pub async fn finish_deleting(context: &Context, volume: &Volume) -> ApiResult<()> {
+    remove_from_store(context, &volume.id).await?;
+    let volume = volume.clone();
+    Ok(context
+        .db
+        .write(move |tx| db::volumes::remove(tx, &volume))
+        .await?)
+}
+
+async fn remove_from_store(context: &Context, id: &str) -> ApiResult<()> {
+    let (store, id) = (context.store.clone(), volume_id(id)?);
+    match blocking("deleting a volume", move || store.delete_volume(&id)).await? {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(ApiError::from_store(&error, "", "deleting a volume"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// DescribeVolumes.
+pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeView>> {
+    let page = context
+        .db
+        .read(move |connection| {
+            query.page(
+                connection,
+                |connection, index, id| get(connection, id, &format!("volume_ids[{index}]")),
+                db::volumes::after,
+            )
+        })
+        .await?;
+    let store = context.store.clone();
+    blocking("looking at volumes", move || Page {
+        objects: page
+            .objects
+            .into_iter()
+            .map(|volume| with_allocated(&store, volume))
+            .collect(),
+        next_token: page.next_token,
+    })
+    .await
+}
+
+/// A volume with what it takes on the disk.
+pub async fn view(context: &Context, volume: Volume) -> ApiResult<VolumeView> {
+    let store = context.store.clone();
+    blocking("looking at a volume", move || {
+        with_allocated(&store, volume)
+    })
+    .await
+}
+
+fn with_allocated(store: &Store, volume: Volume) -> VolumeView {
+    // Not there yet, or not any more: nothing allocated.
+    let info = VolumeId::new(volume.id.as_str()).and_then(|id| store.volume(&id));
+    VolumeView {
+        volume,
+        allocated_bytes: info.map_or(0, |info| info.allocated_bytes),
+    }
+}
+
+/// Makes the volume of a row in the store; one that is there already, from a start that was
+/// cut off, is fine. Returns its size in bytes.
+pub fn make(store: &Store, volume: &Volume) -> Result<u64, hearth_images::Error> {
+    let id = VolumeId::new(volume.id.as_str())?;
+    let image = volume
+        .image_id
+        .as_deref()
+        .map(SnapshotId::new)
+        .transpose()?;
+    let source = image
+        .as_ref()
+        .map_or(VolumeSource::Empty, VolumeSource::Snapshot);
+    match store.create_volume(&id, source, Some(volume.size_bytes)) {
+        Ok(info) => Ok(info.size_bytes),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            store.volume(&id).map(|info| info.size_bytes)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks that a volume is attached to nothing and nobody works on it.
+pub fn check_free(volume: &Volume, field: &str) -> ApiResult<()> {
+    let error = |reason, message: String| {
+        Err(ApiError::field(reason, field, message).with("resource_id", &volume.id))
+    };
+    match (&volume.attachment, volume.state, volume.growing_to) {
+        (Some(attachment), ..) => error(
+            Reason::VolumeInUse,
+            format!(
+                "{} is attached to {} as {}",
+                volume.id, attachment.instance_id, attachment.device
+            ),
+        ),
+        (None, VolumeState::Available, None) => Ok(()),
+        (None, VolumeState::Available, Some(_)) => error(
+            Reason::IncorrectState,
+            format!("{} is being made larger", volume.id),
+        ),
+        (None, state, _) => error(
+            Reason::IncorrectState,
+            format!("{} is {}", volume.id, state.word()),
+        ),
+    }
+}
+
+/// Checks a size that a caller gave.
+pub fn check_size_gib(size_gib: u64, field: &str) -> ApiResult<()> {
+    if (1..=MAX_SIZE_GIB).contains(&size_gib) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        field,
+        format!("a volume has 1 to {MAX_SIZE_GIB} GiB, not {size_gib}"),
+    ))
+}
+
+fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Volume> {
+    db::volumes::get(connection, id)?.ok_or_else(|| Kind::Volume.missing(id, field))
+}
+
+fn volume_id(id: &str) -> ApiResult<VolumeId> {
+    VolumeId::new(id).map_err(|error| ApiError::internal("naming a volume", error))
+}
+
+impl Described for Volume {
+    const FILTERS: &'static [&'static str] = &[
+        "volume-id",
+        "status",
+        "size",
+        "attachment.instance-id",
+        "attachment.device",
+        "owner-id",
+        "image-id",
+    ];
+
+    fn seq(&self) -> i64 {
+        self.seq
+    }
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        let attachment = self.attachment.as_ref();
+        match filter {
+            "volume-id" => vec![self.id.clone()],
+            "status" => vec![self.state.word().to_owned()],
+            "size" => vec![self.size_bytes.div_ceil(GIB).to_string()],
+            "attachment.instance-id" => attachment
+                .map(|a| a.instance_id.clone())
+                .into_iter()
+                .collect(),
+            "attachment.device" => attachment.map(|a| a.device.clone()).into_iter().collect(),
+            "owner-id" => vec![self.owner.clone()],
+            "image-id" => self.image_id.clone().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+}
