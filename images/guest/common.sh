@@ -9,18 +9,11 @@ begun=$SECONDS
 step() { printf '[%3d s] %s\n' "$((SECONDS - begun))" "$*" >&2; }
 die() { printf 'guest: %s\n' "$*" >&2; exit 1; }
 
-# version PACKAGE: the version that is installed, or else the one that would be.
-version() {
-	local v
-	v=$(dpkg-query -W -f '${db:Status-Abbrev}${Version}' "$1" 2>/dev/null || true)
-	case $v in
-	ii*) printf '%s' "${v#ii }" ;;
-	*) candidate "$1" ;;
-	esac
-}
+# versions PACKAGES…: what is installed of them.
+versions() { dpkg-query -W -f '${Package} ${Version}\n' "$@"; }
 
-# candidate PACKAGE: the version that apt-get would fetch.
-candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" { print $2 }'; }
+# candidates PACKAGES…: what apt-get would fetch of them.
+candidates() { apt-cache policy "$@" | awk '/^[^ ]/ { name = $1 } $1 == "Candidate:" && $2 != "(none)" { print name, $2 }'; }
 
 # digest_of FILES AND FOLDERS…: one short hash over their names, modes and contents.
 digest_of() {

@@ -14,7 +14,8 @@ mkdir -p "$debs" "$stage" "$into/root"
 
 step "root: fetching packages"
 mapfile -t packages <"$here/root.packages"
-(cd "$debs" && apt-get download -q "${packages[@]}" >&2)
+(cd "$debs" && apt-get download -q -o APT::Sandbox::User="$(id -un)" "${packages[@]}" >&2) ||
+	die "cannot fetch ${packages[*]}; are the package lists old (apt-get update)?"
 for deb in "$debs"/*.deb; do
 	dpkg-deb -x "$deb" "$stage"
 done
@@ -63,9 +64,10 @@ done
 step "root: making the file system"
 export E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH
 # 4 MiB of journal: a volume must survive kill -9 of its VMM. Room in the group table to grow a thousandfold.
+truncate -s "$size" "$into/root.img"
 mke2fs -q -F -t ext4 -b 4096 -I 256 -m 0 -N 8192 -L hearth-root -U "$uuid" \
 	-O "$(tr -d '\n' <"$here/root.features")" -J size=4 \
-	-E "hash_seed=$uuid,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0" "$into/root.img" "$size" >&2
+	-E "hash_seed=$uuid,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0" "$into/root.img" >&2
 {
 	echo "set_current_time @$SOURCE_DATE_EPOCH"
 	cd "$root"
