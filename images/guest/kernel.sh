@@ -32,10 +32,11 @@ while read -r line; do
 done <"$here/kernel.config"
 [ "$wrong" = 0 ] || die "kernel.config does not fit this kernel source"
 
-step "kernel: compiling with $(nproc) jobs (about 10 CPU minutes; the log is $into/make.log)"
+step "kernel: compiling with $(nproc) jobs (about 10 CPU minutes)"
 make -C "$tree" -j "$(nproc)" vmlinux bzImage >"$into/make.log" 2>&1 || {
 	grep -m 20 -iE 'error|\*\*\*' "$into/make.log" >&2
-	die "the kernel does not compile; see $into/make.log"
+	tail -n 20 "$into/make.log" >&2
+	die "the kernel does not compile"
 }
 strip --strip-all -o "$into/vmlinux" "$tree/vmlinux"
 cp "$tree/arch/x86/boot/bzImage" "$into/bzImage"
