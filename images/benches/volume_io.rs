@@ -17,6 +17,8 @@ const GIB: u64 = 1 << 30;
 const SPAN: u64 = 256 << 20;
 const BLOCK: usize = 4096;
 const LAYERS: u64 = 5;
+/// Operations before it is the peer's turn.
+const BATCH: usize = 64;
 
 fn vol(id: &str) -> VolumeId {
     VolumeId::new(id).expect("id")
@@ -115,97 +117,132 @@ fn main() {
     let write = |disk: &Disk| disk.write(&buffer.borrow(), offsets.next()).expect("write");
 
     // Reads first: a write copies clusters up, and the layered volume would be none any more.
-    let mut run = |group: &str, name: &str, operation: &dyn Fn()| {
+    let mut run = |group: &str, name: &str, operation: &dyn Fn(), peer: Option<&dyn Fn()>| {
         let mut group = criterion.benchmark_group(group);
         let times = RefCell::new(Vec::new());
+        let ratios = RefCell::new(Vec::new());
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter_custom(|iterations| {
-                let start = Instant::now();
-                for _ in 0..iterations {
-                    operation();
+                // The peer takes turns with the operation, so that both see the same machine.
+                let mut took = Duration::ZERO;
+                let mut peer_took = Duration::ZERO;
+                for start in (0..iterations).step_by(BATCH) {
+                    let batch = (BATCH as u64).min(iterations - start);
+                    took += time(batch, operation);
+                    peer_took += peer.map_or(Duration::ZERO, |peer| time(batch, peer));
                 }
-                let took = start.elapsed();
                 times
                     .borrow_mut()
                     .push(took.as_secs_f64() / iterations as f64);
+                ratios
+                    .borrow_mut()
+                    .push(took.as_secs_f64() / peer_took.as_secs_f64());
                 took
             });
         });
-        results
-            .borrow_mut()
-            .push((name.to_owned(), best.get() * 1e6));
         group.finish();
+        results.borrow_mut().push(Row {
+            name: name.to_owned(),
+            micros: median(times.into_inner()) * 1e6,
+            ratio: median(ratios.into_inner()),
+        });
     };
-    run("read 4 KiB", "raw file read", &read_raw);
-    run("read 4 KiB", "fresh volume read", &|| {
-        read(black_box(&fresh))
-    });
-    run("read 4 KiB", "full volume read", &|| read(black_box(&full)));
-    run("read 4 KiB", "5 layers read", &|| read(black_box(&layered)));
-    run("write 4 KiB", "raw file write", &write_raw);
-    run("write 4 KiB", "full volume write", &|| {
-        write(black_box(&full))
-    });
-    run("create", "empty volume of 1 GiB", &|| {
-        create(&store, VolumeSource::Empty, GIB)
-    });
-    run("create", "empty volume of 100 GiB", &|| {
-        create(&store, VolumeSource::Empty, 100 * GIB)
-    });
-    let snapshot = SnapshotId::new("layer-0").expect("id");
-    let source = VolumeSource::Snapshot(&snapshot);
-    run("create", "clone of 1 GiB", &|| create(&store, source, GIB));
-    run("create", "clone of 100 GiB", &|| {
-        create(&store, source, 100 * GIB)
-    });
-
-    // Each offset once: the first write of each cluster allocates it.
-    let first_writes = |disk: &Disk| {
-        let count = 1024;
-        let start = Instant::now();
-        for index in 0..count {
-            let cluster = index * 1021 % (SPAN >> 16);
-            disk.write(&buffer.borrow(), (cluster << 16) + BLOCK as u64)
-                .expect("write");
-        }
-        start.elapsed().as_secs_f64() * 1e6 / count as f64
-    };
-    let allocate_fresh = first_writes(&fresh);
-    let copy_up = first_writes(&layered);
-
-    let results = results.into_inner();
-    let time = |name: &str| {
-        results
-            .iter()
-            .find(|(found, _)| found == name)
-            .map_or(f64::NAN, |(_, time)| *time)
-    };
-    println!("\n{:<28}{:>12}{:>12}", "", "µs", "÷ raw file");
-    for (name, micros) in &results {
-        let peer = match name {
-            name if name.ends_with("read") => time("raw file read"),
-            name if name.ends_with("write") => time("raw file write"),
-            _ => f64::NAN,
-        };
-        print_row(name, *micros, micros / peer);
-    }
-    let raw_write = time("raw file write");
-    print_row(
-        "first write, fresh volume",
-        allocate_fresh,
-        allocate_fresh / raw_write,
+    run(
+        "read 4 KiB",
+        "read, fresh volume",
+        &|| read(black_box(&fresh)),
+        Some(&read_raw),
     );
-    print_row("first write, 5 layers", copy_up, copy_up / raw_write);
-    print!("clone, 100 GiB ÷ 1 GiB: ");
-    println!("{:.2}", time("clone of 100 GiB") / time("clone of 1 GiB"));
+    run(
+        "read 4 KiB",
+        "read, full volume",
+        &|| read(black_box(&full)),
+        Some(&read_raw),
+    );
+    run(
+        "read 4 KiB",
+        "read, 5 layers",
+        &|| read(black_box(&layered)),
+        Some(&read_raw),
+    );
+    run(
+        "write 4 KiB",
+        "write, full volume",
+        &|| write(black_box(&full)),
+        Some(&write_raw),
+    );
+    let snapshot = SnapshotId::new("layer-0").expect("id");
+    let (empty, clone) = (VolumeSource::Empty, VolumeSource::Snapshot(&snapshot));
+    let small = || create(&store, empty, GIB);
+    run("create and delete", "empty, 1 GiB", &small, None);
+    run(
+        "create and delete",
+        "empty, 100 GiB ÷ 1 GiB",
+        &|| create(&store, empty, 100 * GIB),
+        Some(&small),
+    );
+    let small = || create(&store, clone, GIB);
+    run("create and delete", "clone, 1 GiB", &small, None);
+    run(
+        "create and delete",
+        "clone, 100 GiB ÷ 1 GiB",
+        &|| create(&store, clone, 100 * GIB),
+        Some(&small),
+    );
+
+    // The first write to each cluster allocates it, and copies what is below.
+    for (name, disk) in [
+        ("first write, fresh volume", &fresh),
+        ("first write, 5 layers", &layered),
+    ] {
+        let mut took = Duration::ZERO;
+        let mut peer_took = Duration::ZERO;
+        let clusters = SPAN >> 16;
+        for index in 0..clusters {
+            let at = (((index * 1021) % clusters) << 16) + BLOCK as u64;
+            took += time(1, &|| disk.write(&buffer.borrow(), at).expect("write"));
+            peer_took += time(1, &write_raw);
+        }
+        results.borrow_mut().push(Row {
+            name: name.to_owned(),
+            micros: took.as_secs_f64() * 1e6 / clusters as f64,
+            ratio: took.as_secs_f64() / peer_took.as_secs_f64(),
+        });
+    }
+
+    println!("\n{:<32}{:>12}{:>10}", "", "µs", "ratio");
+    for Row {
+        name,
+        micros,
+        ratio,
+    } in results.into_inner()
+    {
+        match ratio.is_finite() {
+            true => println!("{name:<32}{micros:>12.2}{ratio:>10.2}"),
+            false => println!("{name:<32}{micros:>12.2}"),
+        }
+    }
 }
 
-fn print_row(name: &str, micros: f64, ratio: f64) {
-    if ratio.is_nan() {
-        println!("{name:<28}{micros:>12.2}{:>12}", "");
-    } else {
-        println!("{name:<28}{micros:>12.2}{ratio:>12.2}");
+/// One line of the table at the end.
+struct Row {
+    name: String,
+    micros: f64,
+    /// Time of the operation divided by its peer's: the raw file, or the smaller size.
+    ratio: f64,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn time(count: u64, operation: &dyn Fn()) -> Duration {
+    let start = Instant::now();
+    for _ in 0..count {
+        operation();
     }
+    start.elapsed()
 }
 
 fn create(store: &Store, source: VolumeSource<'_>, size: u64) {

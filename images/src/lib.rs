@@ -6,11 +6,11 @@
 //! and writes it from several threads at once. `docs/volumes.md` tells the file layout and what
 //! is guaranteed after a crash.
 //!
-//! - [`store`]: the directory, and every operation on whole volumes and snapshots
-//! - [`disk`]: guest I/O on an open volume
-//! - [`layer`]: one qcow2 file: its header, its parent, how a new one is made
-//! - [`check`]: walks the tables of a layer, compares refcounts, repairs them after a crash
-//! - [`import`]: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `store`: the directory, and every operation on whole volumes and snapshots
+//! - `disk`: guest I/O on an open volume
+//! - `layer`: one qcow2 file: its header, its parent, how a new one is made
+//! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
+//! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
 
 pub mod check;
 pub mod disk;

@@ -2,8 +2,8 @@
 //!
 //! Reads and writes go to `imago` from any number of threads. What would invalidate the mappings
 //! that those threads use (discards, zeroing, flushing of metadata) waits for them and keeps new
-//! ones out for a moment: see [`zero`] and [`flush`]. `docs/volumes.md` lists what `imago` does
-//! not promise after a crash, and how this module and [`check`](crate::check) make up for it.
+//! ones out for a moment: see `zero` and `flush`. `docs/volumes.md` lists what `imago` does
+//! not promise after a crash, and how this module and `check` make up for it.
 
 mod flush;
 mod zero;
@@ -13,7 +13,6 @@ use crate::layer::chain::{Link, imago_storage};
 use crate::layer::header::write_dirty_bit;
 use crate::store::{Access, Locked};
 use imago::file::File as ImagoFile;
-use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageExt};
@@ -37,7 +36,7 @@ pub struct Disk {
     /// The top layer: its lock, its dirty bit, syncs and hole punching.
     file: Locked,
     access: Access,
-    size: AtomicU64,
+    size: u64,
     /// Clusters were allocated whose data and refcounts may not be on the disk yet.
     allocated: AtomicBool,
     /// Counts the discards that freed clusters, and how many of them the disk knows of. Until it
@@ -75,7 +74,7 @@ impl Disk {
             write_dirty_bit(&file, true).context(|| format!("marking layer {}", top.id))?;
         }
         Ok(Disk {
-            size: AtomicU64::new(format.size()),
+            size: format.size(),
             image: RwLock::new(Image {
                 format,
                 closed: false,
@@ -91,7 +90,7 @@ impl Disk {
 
     /// Size of the virtual disk in bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.size.load(Ordering::Relaxed)
+        self.size
     }
 
     /// Whether the volume was opened for reading only.
@@ -176,25 +175,6 @@ impl Disk {
                 .context(|| "writing back a volume".into())?;
         }
         image.closed = true;
-        Ok(())
-    }
-
-    /// Makes the virtual disk larger.
-    pub(crate) fn grow(&self, new_size: u64) -> Result<()> {
-        let image = self.image_alone().context(|| "growing a volume".into())?;
-        let size = image.format.size();
-        if new_size < size {
-            return Err(Error::new(
-                ErrorKind::InvalidSize,
-                format!("{new_size} bytes are less than the volume has ({size})"),
-            ));
-        }
-        image
-            .format
-            .resize_grow(new_size, PreallocateMode::None)
-            .context(|| "growing a volume".into())?;
-        self.allocated.store(true, Ordering::Release);
-        self.size.store(new_size, Ordering::Relaxed);
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! Makes a layer from a raw or qcow2 image that nobody trusts.
 //!
 //! The input is never kept: its contents are copied, cluster by cluster, into a fresh layer of
-//! ours, zeroes left out. A qcow2 input is judged before it is read: see [`qcow2`].
+//! ours, zeroes left out. A qcow2 input is judged before it is read: see `qcow2`.
 //!
-//! - [`source`]: the bytes as they come in: length, digest, end of stream
-//! - [`raw`]: raw images, from a file or straight from a stream
-//! - [`qcow2`]: qcow2 images, which need random access: a stream is put into a file first
-//! - [`writer`]: the layer that is made
+//! - `source`: the bytes as they come in: length, digest, end of stream
+//! - `raw`: raw images, from a file or straight from a stream
+//! - `qcow2`: qcow2 images, which need random access: a stream is put into a file first
+//! - `writer`: the layer that is made
 
 mod qcow2;
 mod raw;

@@ -1,11 +1,13 @@
 //! One qcow2 file of the store.
 //!
-//! - [`header`]: the header, parsed and judged by us before any library sees the file
-//! - [`create`]: a new, empty layer, with or without a parent
-//! - [`chain`]: the way from a layer down to its oldest ancestor
+//! - `header`: the header, parsed and judged by us before any library sees the file
+//! - `create`: a new, empty layer, with or without a parent
+//! - `grow`: a larger virtual disk
+//! - `chain`: the way from a layer down to its oldest ancestor
 
 pub(crate) mod chain;
 pub(crate) mod create;
+pub(crate) mod grow;
 pub mod header;
 
 /// Cluster size of the layers that we make, in bytes.

@@ -1,11 +1,12 @@
 //! New volumes, and larger ones.
 
 use super::layout::{Record, TempFile};
-use super::{Access, Store, VolumeInfo, VolumeSource};
+use super::{Store, VolumeInfo, VolumeSource};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain::{self, MAX_CHAIN_LENGTH};
 use crate::layer::create::{check_size, write_empty_layer};
+use crate::layer::grow::grow;
 
 impl Store {
     /// Makes a volume. From a snapshot this is constant time: a new, empty layer over the sealed
@@ -60,11 +61,18 @@ impl Store {
     /// [`ErrorKind::InvalidSize`], the same size does nothing.
     pub fn grow_volume(&self, id: &VolumeId, new_size_bytes: u64) -> Result<VolumeInfo> {
         check_size(new_size_bytes)?;
-        let disk = self.open_volume(id, Access::ReadWrite)?;
-        let grown = disk.grow(new_size_bytes);
-        let closed = disk.close();
-        grown?;
-        closed?;
+        let (top, header) = self.clean_top(id)?;
+        if new_size_bytes < header.size {
+            return Err(Error::new(
+                ErrorKind::InvalidSize,
+                format!(
+                    "{new_size_bytes} bytes are less than volume {id} has ({})",
+                    header.size
+                ),
+            ));
+        }
+        grow(&top, &header, new_size_bytes)?;
+        drop(top);
         self.volume(id)
     }
 

@@ -1,12 +1,12 @@
 //! The directory of volumes, snapshots and layers, and every operation on whole ones.
 //!
-//! - [`layout`]: paths, records, temporary files, and what makes a change durable
-//! - [`lock`]: file locks
-//! - [`create`]: new volumes: empty, from a snapshot, grown
-//! - [`snapshot`]: a name for the sealed state of a volume
-//! - [`import`]: volumes and snapshots from foreign images
-//! - [`open`]: a volume as a [`Disk`](crate::Disk), and recovery after a crash
-//! - [`delete`]: volumes, snapshots, and the layers that nothing reaches any more
+//! - `layout`: paths, records, temporary files, and what makes a change durable
+//! - `lock`: file locks
+//! - `create`: new volumes: empty, from a snapshot, grown
+//! - `snapshot`: a name for the sealed state of a volume
+//! - `import`: volumes and snapshots from foreign images
+//! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
+//! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
 //! or the state after, and perhaps files that nothing names: those go at the next

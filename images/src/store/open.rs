@@ -7,6 +7,7 @@ use crate::disk::Disk;
 use crate::error::{IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain;
+use crate::layer::header::Header;
 use std::fs::OpenOptions;
 
 /// The top layer of a volume, locked against other processes and threads.
@@ -18,7 +19,7 @@ struct LockedTop {
 impl Store {
     /// Opens a volume for guest I/O.
     ///
-    /// [`ErrorKind::InUse`] if it is open elsewhere (read-only opens share). If it was not closed
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) if it is open elsewhere (read-only opens share). If it was not closed
     /// cleanly, its refcounts are rebuilt first; see [`Store::recover_volume`].
     pub fn open_volume(&self, id: &VolumeId, access: Access) -> Result<Disk> {
         let mut top = self.lock_top(id, access == Access::ReadWrite)?;
@@ -45,7 +46,7 @@ impl Store {
     /// After the VMM of a volume was killed: rebuilds the refcounts of its top layer, so that the
     /// file is clean at rest. Does nothing to a volume that was closed cleanly.
     ///
-    /// [`ErrorKind::InUse`] while the volume is open; [`ErrorKind::Corrupt`] if the tables
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while the volume is open; [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the tables
     /// contradict themselves, and then nothing is changed.
     pub fn recover_volume(&self, id: &VolumeId) -> Result<CheckReport> {
         let top = self.lock_top(id, true)?;
@@ -59,10 +60,23 @@ impl Store {
     /// Walks the tables of the volume's top layer and compares its refcounts.
     ///
     /// Unlike [`Store::recover_volume`] this always looks. The volume must not be open for
-    /// writing ([`ErrorKind::InUse`]).
+    /// writing ([`ErrorKind::InUse`](crate::ErrorKind::InUse)).
     pub fn check_volume(&self, id: &VolumeId, repair: Repair) -> Result<CheckReport> {
         let top = self.lock_top(id, repair != Repair::No)?;
         check::check_layer(&top.file, repair)
+    }
+
+    /// The top layer of a volume, locked for writing by us alone, and clean.
+    pub(super) fn clean_top(&self, id: &VolumeId) -> Result<(Locked, Header)> {
+        let top = self.lock_top(id, true)?;
+        if is_dirty(&top)? {
+            check::check_layer(&top.file, Repair::Refcounts)?;
+        }
+        let link = chain::link_of(
+            top.id,
+            top.file.try_clone().context(|| format!("volume {id}"))?,
+        )?;
+        Ok((top.file, link.header))
     }
 
     fn lock_top(&self, id: &VolumeId, exclusive: bool) -> Result<LockedTop> {
@@ -89,5 +103,5 @@ impl Store {
 }
 
 fn is_dirty(top: &LockedTop) -> Result<bool> {
-    Ok(crate::layer::header::Header::read(&top.file)?.is_dirty())
+    Ok(Header::read(&top.file)?.is_dirty())
 }

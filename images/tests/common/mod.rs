@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub mod images;
 pub mod model;
 
 use hearth_images::Store;
