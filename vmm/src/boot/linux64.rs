@@ -17,6 +17,10 @@ const LOADER_OTHER: u8 = 0xff;
 /// `kernel_alignment` for ELF kernels, which have no header that names one.
 const ALIGNMENT: u32 = 0x100_0000;
 
+/// `SETUP_RNG_SEED`.
+const RNG_SEED: u32 = 9;
+const SEED_BYTES: usize = 32;
+
 pub(super) fn write_boot_params(
     memory: &GuestMemory,
     map: &[MapEntry],
@@ -36,6 +40,7 @@ pub(super) fn write_boot_params(
     params.hdr.type_of_loader = LOADER_OTHER;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     params.hdr.cmdline_size = arguments.len() as u32 + 1;
+    params.hdr.setup_data = write_rng_seed(memory)?;
     if let Some(initrd) = initrd {
         params.hdr.ramdisk_image = initrd.start as u32;
         params.hdr.ramdisk_size = initrd.length as u32;
@@ -53,4 +58,18 @@ pub(super) fn write_boot_params(
     params.e820_entries = map.len() as u8;
     memory.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
     Ok(())
+}
+
+/// Writes a `struct setup_data` with a seed, so that the kernel has good random numbers from its
+/// first moment; wiped by the kernel. Returns its address, or 0 if the host has no entropy yet.
+fn write_rng_seed(memory: &GuestMemory) -> Result<u64, BootError> {
+    let mut seed = [0; SEED_BYTES];
+    if getrandom::fill(&mut seed).is_err() {
+        return Ok(0);
+    }
+    let header = [0u64, u64::from(RNG_SEED) | (SEED_BYTES as u64) << 32];
+    memory.write_obj(header, GuestAddress(layout::SETUP_DATA))?;
+    let data = layout::SETUP_DATA + size_of_val(&header) as u64;
+    memory.write_slice(&seed, GuestAddress(data))?;
+    Ok(layout::SETUP_DATA)
 }

@@ -13,6 +13,8 @@ pub const PVH_START_INFO: u64 = 0x6000;
 pub const PVH_MODLIST: u64 = 0x6040;
 /// `hvm_memmap_table_entry` array.
 pub const PVH_MEMMAP: u64 = 0x6100;
+/// `setup_data` of the Linux boot protocol: the seed of the random number generator.
+pub const SETUP_DATA: u64 = 0x6800;
 /// `boot_params` of the Linux boot protocol ("zero page").
 pub const ZERO_PAGE: u64 = 0x7000;
 /// Initial stack pointer.
