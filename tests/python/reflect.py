@@ -112,14 +112,21 @@ class Console:
 def main():
     """The whole story; prints one line for each chapter."""
     socket, image_id = sys.argv[1:]
-    channel = grpc.insecure_channel("unix:" + socket)
+    # By default gRPC's C core makes an :authority of the socket's path, with escapes that strict
+    # HTTP/2 servers refuse.
+    channel = grpc.insecure_channel(
+        "unix:" + socket, options=[("grpc.default_authority", "localhost")]
+    )
     database = ProtoReflectionDescriptorDatabase(channel)
     print("services:", ", ".join(sorted(database.get_services())))
     pool = descriptor_pool.DescriptorPool(database)
     instances = Service(channel, pool, "hearth.v1.InstanceService")
 
     request = instances.request(
-        "RunInstances", imageId=image_id, tags=[{"key": "Name", "value": "reflected"}]
+        "RunInstances",
+        imageId=image_id,
+        memoryMib=128,
+        tags=[{"key": "Name", "value": "reflected"}],
     )
     answer = json_format.MessageToDict(instances.RunInstances(request, timeout=60))
     (instance,) = answer["instances"]

@@ -1,7 +1,10 @@
 //! A guest's serial console: wait for words, type lines, run commands in its shell.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,13 +25,15 @@ use tonic::transport::Channel;
 
 use crate::BOOT;
 
+/// How many commands were run in guests' shells.
+static COMMANDS: AtomicU32 = AtomicU32::new(1);
+
 /// An open console.
 pub struct Console {
     typed: Sender<ConsoleInput>,
     seen: Arc<Seen>,
     /// How much of what was seen has been passed by [`Self::expect`].
     at: usize,
-    commands: u32,
     reader: JoinHandle<()>,
 }
 
@@ -89,7 +94,6 @@ impl Console {
             typed,
             seen,
             at: 0,
-            commands: 0,
             reader,
         })
     }
@@ -143,8 +147,8 @@ impl Console {
     /// Runs a command in the guest's shell; gives what it printed, without the white space
     /// around it. Fails when the command fails.
     pub async fn shell(&mut self, command: &str) -> Result<String> {
-        self.commands += 1;
-        let n = self.commands;
+        // Never the same twice, also for a console that is shown what an earlier one typed.
+        let n = COMMANDS.fetch_add(1, Ordering::Relaxed);
         // The quotes keep the marks out of the echo of what is typed.
         self.send(&format!(
             "echo '<''<{n}>'; {command}; echo \"<\"\"$?:{n}>\"\n"

@@ -1,9 +1,6 @@
 //! One instance, as a test sees it.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hearth_proto::v1::{
@@ -18,18 +15,12 @@ pub struct Guest<'a> {
     hearth: &'a Hearth,
     /// `i-…`.
     pub id: String,
-    /// How many boots [`Self::ready`] has waited for.
-    boots: AtomicU32,
 }
 
 impl<'a> Guest<'a> {
     /// The instance with this id.
     pub fn new(hearth: &'a Hearth, id: String) -> Self {
-        Self {
-            hearth,
-            id,
-            boots: AtomicU32::new(0),
-        }
+        Self { hearth, id }
     }
 
     fn ids(&self) -> Vec<String> {
@@ -75,39 +66,18 @@ impl<'a> Guest<'a> {
         Console::open(self.hearth.instances(), &self.id).await
     }
 
-    /// Waits until the base guest has booted, and gives its console, with a shell on it. The
-    /// second call waits for the second boot, and so on: the console keeps what earlier boots
-    /// wrote.
+    /// Waits until the base guest has booted, and gives its console, with a shell on it.
     pub async fn ready(&self) -> Result<Console> {
         self.ready_within(BOOT).await
     }
 
     /// [`Self::ready`] with another deadline.
     pub async fn ready_within(&self, deadline: Duration) -> Result<Console> {
-        let boots = self.boots.fetch_add(1, Ordering::Relaxed) + 1;
-        let deadline = Instant::now() + deadline;
-        loop {
-            // While a guest reboots, its console ends and comes back.
-            let error = match self.nth_ready(boots, deadline).await {
-                Ok(console) => return Ok(console),
-                Err(error) => error,
-            };
-            let state = self.describe().await?.state();
-            let may_boot = matches!(state, InstanceState::Pending | InstanceState::Running);
-            if !may_boot || Instant::now() > deadline {
-                let logs = self.logs();
-                return Err(error.context(format!("boot {boots}; the guest is {state:?}\n{logs}")));
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn nth_ready(&self, boots: u32, deadline: Instant) -> Result<Console> {
+        self.wait_state(InstanceState::Running).await?;
+        // What a new session is shown first is this boot, and none before it.
         let mut console = self.console().await?;
-        for _ in 0..boots {
-            let left = deadline.saturating_duration_since(Instant::now());
-            console.expect_within("hearth-guest: ready", left).await?;
-        }
+        let ready = console.expect_within("hearth-guest: ready", deadline).await;
+        ready.with_context(|| self.logs())?;
         Ok(console)
     }
 

@@ -100,7 +100,8 @@ impl Hearth {
         self.import(&GuestImage::base()?).await
     }
 
-    /// Runs one instance, after `change` had its way with the request.
+    /// Runs one instance, after `change` had its way with the request. It has little memory:
+    /// where KVM is emulated, a boot takes longer with every MiB.
     pub async fn run(
         &self,
         image_id: &str,

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::programs::output_of;
 
-/// Every file below a folder, with its length in bytes.
+/// Every file below a folder, with its length in bytes. Lock files are left out: they are empty,
+/// made when they are first needed, and stay.
 pub fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -20,7 +21,7 @@ pub fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, u64>> {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
-            } else {
+            } else if !entry.file_name().as_encoded_bytes().ends_with(b"lock") {
                 found.insert(entry.path(), entry.metadata()?.len());
             }
         }

@@ -23,8 +23,8 @@ pub fn one_byte() -> Vec<u8> {
     ])
 }
 
-/// Prints `tiny: ready`, then sends back every byte that comes in on the serial port; a `q` makes
-/// it reset the machine (by a triple fault, which every CPU understands).
+/// Prints `tiny: ready`, then sends back every byte that comes in on the serial port; after a `q`
+/// it crashes (an exception without an interrupt table: a triple fault).
 pub fn echo() -> Vec<u8> {
     let message = b"tiny: ready\r\n\0";
     let mut code = vec![

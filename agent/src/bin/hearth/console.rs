@@ -17,6 +17,8 @@ use tokio::{
     sync::mpsc::{self, Sender},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic_types::StatusExt;
 
 use crate::{
     client::Client,
@@ -48,7 +50,7 @@ enum End {
     Signal,
     /// The text of `--until` was there.
     Found,
-    /// The agent closed the stream: the guest has ended.
+    /// The guest has ended.
     Closed,
 }
 
@@ -87,12 +89,17 @@ pub async fn console(client: &mut Client, args: ConsoleArgs) -> Result<(), Failu
     let mut escape = read_input(sender, interactive);
     let mut wanted = args.until.as_ref().map(|text| Search::new(text.as_bytes()));
 
+    let mut watched = false;
     let ended = tokio::select! {
         ended = async {
             loop {
-                match stream.message().await.map_err(failed)? {
-                    None => return Ok(End::Closed),
-                    Some(piece) => {
+                match stream.message().await {
+                    Ok(None) => return Ok(End::Closed),
+                    // The guest has ended while we were watching.
+                    Err(status) if watched && is_over(&status) => return Ok(End::Closed),
+                    Err(status) => return Err(failed(status)),
+                    Ok(Some(piece)) => {
+                        watched = true;
                         output::bytes(&piece.data)?;
                         if wanted.as_mut().is_some_and(|wanted| wanted.feed(&piece.data)) {
                             return Ok(End::Found);
@@ -118,10 +125,17 @@ pub async fn console(client: &mut Client, args: ConsoleArgs) -> Result<(), Failu
             ))
             .hint(format!("see why with `hearth instance show {instance_id}`")));
         }
-        End::Closed if interactive => eprintln!("\n{instance_id} closed its console."),
+        End::Closed if interactive => eprintln!("\n{instance_id} has ended."),
         End::Closed => {}
     }
     Ok(())
+}
+
+/// Does the instance have a console no longer?
+fn is_over(status: &Status) -> bool {
+    status
+        .get_details_error_info()
+        .is_some_and(|info| info.reason == "IncorrectInstanceState")
 }
 
 async fn termination() -> Result<End, Failure> {

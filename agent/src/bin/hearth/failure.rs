@@ -64,10 +64,15 @@ pub fn rpc_with_flags(status: Status, flags: &[(String, String)]) -> Failure {
     let details = status.get_error_details();
     let reason = details.error_info().map_or("", |info| info.reason.as_str());
 
-    let fields: Vec<String> = details
+    let violations = details
         .bad_request()
         .map(|bad| &bad.field_violations[..])
-        .unwrap_or_default()
+        .unwrap_or_default();
+    let fields: Vec<&str> = violations
+        .iter()
+        .map(|violation| violation.field.as_str())
+        .collect();
+    let faults: Vec<String> = violations
         .iter()
         .map(|violation| {
             let field = flag_of(&violation.field, flags).unwrap_or(&violation.field);
@@ -75,9 +80,9 @@ pub fn rpc_with_flags(status: Status, flags: &[(String, String)]) -> Failure {
         })
         .collect();
 
-    let mut message = match fields.is_empty() {
+    let mut message = match faults.is_empty() {
         true => status.message().to_owned(),
-        false => fields.join("; "),
+        false => faults.join("; "),
     };
     if message.is_empty() {
         message = format!("{:?}", status.code());
@@ -89,7 +94,7 @@ pub fn rpc_with_flags(status: Status, flags: &[(String, String)]) -> Failure {
     }
 
     let failure = Failure::new(message);
-    match hint_for(reason, status.code()) {
+    match hint_for(reason, &fields, status.code()) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
@@ -106,35 +111,39 @@ fn flag_of<'a>(field: &str, flags: &'a [(String, String)]) -> Option<&'a str> {
         .map(|(_, flag)| flag.as_str())
 }
 
-/// What to do next, by EC2's name of the error, else by the gRPC code.
-fn hint_for(reason: &str, code: Code) -> Option<&'static str> {
+/// What to do next, by EC2's name of the error, else by the field at fault, else by the gRPC
+/// code.
+fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
     let hint = match reason {
         "InvalidInstanceID.NotFound" | "InvalidInstanceID.Malformed" => {
             "see what there is with `hearth instance list`"
         }
-        "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" | "InvalidParameterValue.Volume" => {
+        "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" => {
             "see what there is with `hearth volume list`"
         }
         "InvalidAMIID.NotFound" | "InvalidAMIID.Malformed" | "InvalidAMIID.Unavailable" => {
             "see what there is with `hearth image list`"
         }
         "InvalidAMIName.Duplicate" => {
-            "choose another name, or take the old one away with `hearth image deregister`"
+            "choose another --name, or take the old image away with `hearth image deregister`"
         }
         "VolumeInUse" => {
             "see who uses it with `hearth volume show`; detach it with `hearth volume detach`"
         }
         "IncorrectInstanceState" => {
-            "see its state with `hearth instance show`; stop it with `hearth instance stop --wait`"
+            "see its state with `hearth instance show`; change it with `hearth instance start` or \
+             `stop`"
         }
         "IncorrectState" => "see its state with `hearth volume show`",
-        "InsufficientInstanceCapacity" | "InsufficientMemory" => {
+        "InsufficientInstanceCapacity" => {
             "ask for less (--type, --memory, --count), or stop other instances"
         }
-        "InvalidInstanceType" => "see what there is with `hearth instance types`",
-        "IdempotentParameterMismatch" => {
-            "this --client-token was used for a different request; use a new one"
+        "InsufficientVolumeCapacity" => "make room in the agent's state directory",
+        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => {
+            "this --client-token was used before; use a new one"
         }
+        "EventsOutOfRange" => "leave out --after to begin with what comes next",
+        _ if fields.contains(&"instance_type") => "see what there is with `hearth instance types`",
         _ => match code {
             Code::Unavailable => "the agent went away; check that hearthd is running",
             Code::Unimplemented => "hearth and hearthd are of different versions",
