@@ -189,7 +189,7 @@ mod tests {
             Kind::Instance
                 .check_list(&twins, "instance_ids")
                 .expect("fine"),
-            [id.clone()]
+            std::slice::from_ref(&id)
         );
         let many = vec![id; 101];
         let error = Kind::Instance

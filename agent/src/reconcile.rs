@@ -3,7 +3,8 @@
 //!
 //! Runs once at the agent's start ([`at_start`], before the first call is served) and then every
 //! [`PERIOD`] ([`sweep`]). Instances look after themselves: their tasks adopt running VMMs or
-//! go on from where the row stands ([`crate::instances::driver`]).
+//! go on from where the row stands ([`crate::instances::driver`]); a round only sees to it that the
+//! tasks are there.
 //!
 //! Why nothing that somebody needs is removed: a row is committed before its file is made, and
 //! removed after its file is gone. So a file whose owner is not in the database, asked for
@@ -90,6 +91,7 @@ pub async fn run(context: Arc<Context>, instances: Arc<Instances>, mut shutdown:
 
 /// One round.
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
+    instances.revive().await?;
     finish_volumes(context).await?;
     for image in context
         .db

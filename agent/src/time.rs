@@ -22,7 +22,7 @@ impl Millis {
     }
 
     /// How long from now until then; zero when it has passed.
-    pub fn from_now(self) -> Duration {
+    pub fn remaining(self) -> Duration {
         let left = self.0.saturating_sub(Self::now().0);
         Duration::from_millis(u64::try_from(left).unwrap_or(0))
     }

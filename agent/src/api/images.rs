@@ -16,7 +16,7 @@ use crate::{
         model::Image,
     },
     tokens::ClientToken,
-    transfer::{self, Feed},
+    transfer,
 };
 
 /// The service.
@@ -51,33 +51,11 @@ fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
     })
 }
 
-/// Passes the stream's data on until it ends; what is cut off is not ended.
-async fn pump(mut stream: Streaming<v1::ImportImageRequest>, feed: Feed) -> ApiResult<()> {
-    loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
-                let Some(v1::import_image_request::Message::Data(data)) = message.message else {
-                    return Err(ApiError::invalid(
-                        "data",
-                        "after the header comes only data",
-                    ));
-                };
-                if !feed.data(data).await? {
-                    return Ok(());
-                }
-            }
-            Ok(None) => {
-                feed.end().await;
-                return Ok(());
-            }
-            Err(status) => {
-                return Err(ApiError::field(
-                    Reason::IncompleteBody,
-                    "data",
-                    format!("the stream broke off: {}", status.message()),
-                ));
-            }
-        }
+/// The data of a message after the header.
+fn data(message: v1::ImportImageRequest) -> Option<Vec<u8>> {
+    match message.message? {
+        v1::import_image_request::Message::Data(data) => Some(data),
+        v1::import_image_request::Message::Header(_) => None,
     }
 }
 
@@ -103,7 +81,7 @@ impl ImageService for ImageApi {
         request.check()?;
         let (feed, body) = transfer::channel(request.declared_bytes());
         let import = import::import(self.context.clone(), request, body);
-        let image = super::fed(pump(stream, feed), import).await?;
+        let image = super::fed(super::pump(stream, feed, data), import).await?;
         Ok(Response::new(v1::ImportImageResponse {
             image: Some(convert::image(image)),
         }))

@@ -8,11 +8,13 @@ pub mod instances;
 pub mod volumes;
 
 use hearth_proto::v1;
+use tonic::{Code, Status, Streaming};
 
 use crate::{
-    error::ApiResult,
+    error::{ApiError, ApiResult, Reason},
     ids::Kind,
     query::{Described, filter::Filter, page::Query},
+    transfer::Feed,
 };
 
 /// What the three Describe calls have in common.
@@ -52,5 +54,39 @@ async fn fed<T>(
                 (_, done) => done,
             }
         }
+    }
+}
+
+/// Passes the data of a stream on until it ends; what is cut off is not ended. `data` takes it
+/// out of a message.
+async fn pump<M>(
+    mut stream: Streaming<M>,
+    feed: Feed,
+    data: fn(M) -> Option<Vec<u8>>,
+) -> ApiResult<()> {
+    while let Some(message) = stream.message().await.map_err(broken_off)? {
+        let Some(data) = data(message) else {
+            return Err(ApiError::invalid(
+                "data",
+                "after the header comes only data",
+            ));
+        };
+        if !feed.data(data).await? {
+            return Ok(());
+        }
+    }
+    feed.end().await;
+    Ok(())
+}
+
+fn broken_off(status: Status) -> ApiError {
+    match status.code() {
+        // A message above the limit.
+        Code::OutOfRange => ApiError::invalid("data", status.message()),
+        _ => ApiError::field(
+            Reason::IncompleteBody,
+            "data",
+            format!("the stream broke off: {}", status.message()),
+        ),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     tokens::ClientToken,
-    transfer::{self, Feed},
+    transfer,
     volumes::{
         self, CreateRequest,
         attach::{self, AttachRequest},
@@ -44,33 +44,11 @@ fn import_request(header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
     })
 }
 
-/// Passes the stream's data on until it ends; what is cut off is not ended.
-async fn pump(mut stream: Streaming<v1::ImportVolumeRequest>, feed: Feed) -> ApiResult<()> {
-    loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
-                let Some(v1::import_volume_request::Message::Data(data)) = message.message else {
-                    return Err(ApiError::invalid(
-                        "data",
-                        "after the header comes only data",
-                    ));
-                };
-                if !feed.data(data).await? {
-                    return Ok(());
-                }
-            }
-            Ok(None) => {
-                feed.end().await;
-                return Ok(());
-            }
-            Err(status) => {
-                return Err(ApiError::field(
-                    Reason::IncompleteBody,
-                    "data",
-                    format!("the stream broke off: {}", status.message()),
-                ));
-            }
-        }
+/// The data of a message after the header.
+fn data(message: v1::ImportVolumeRequest) -> Option<Vec<u8>> {
+    match message.message? {
+        v1::import_volume_request::Message::Data(data) => Some(data),
+        v1::import_volume_request::Message::Header(_) => None,
     }
 }
 
@@ -121,7 +99,7 @@ impl VolumeService for VolumeApi {
         request.check()?;
         let (feed, body) = transfer::channel(request.length_bytes);
         let import = import::import(self.context.clone(), request, body);
-        let volume = super::fed(pump(stream, feed), import).await?;
+        let volume = super::fed(super::pump(stream, feed, data), import).await?;
         Ok(Response::new(v1::ImportVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))

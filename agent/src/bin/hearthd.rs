@@ -1,6 +1,6 @@
 //! `hearthd`: the daemon of Hearth. See `docs/agent.md`.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -43,8 +43,17 @@ struct Arguments {
     vmm: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match start(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hearthd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: Arguments) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
@@ -65,7 +74,10 @@ fn main() -> anyhow::Result<()> {
         socket: arguments.socket,
         vmm,
     };
-    let settings = settings.checked()?;
+    // These errors tell their causes themselves.
+    let settings = settings
+        .checked()
+        .map_err(|error| anyhow::Error::msg(error.to_string()))?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -83,6 +95,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     };
     let ready = |socket: &std::path::Path| println!("hearthd: listening on {}", socket.display());
-    server::serve(settings, until, ready).await?;
-    Ok(())
+    server::serve(settings, until, ready)
+        .await
+        .map_err(|error| anyhow::Error::msg(error.to_string()))
 }

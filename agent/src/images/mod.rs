@@ -24,6 +24,7 @@ use crate::{
     query::{
         Described,
         page::{Page, Query},
+        tags_weight,
     },
     tags::Tag,
 };
@@ -169,6 +170,10 @@ impl Described for Image {
             "owner-id" => self.owner.clone(),
             _ => return Vec::new(),
         }]
+    }
+
+    fn weight(&self) -> usize {
+        tags_weight(&self.tags) + self.description.len() + self.kernel_args.len()
     }
 
     fn tags(&self) -> &[Tag] {

@@ -499,7 +499,7 @@ impl Driver {
         let Some(process) = self.vmm.clone() else {
             return;
         };
-        let left = deadline.from_now();
+        let left = deadline.remaining();
         if left.is_zero() {
             return self.kill();
         }

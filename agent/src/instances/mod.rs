@@ -41,6 +41,7 @@ use crate::{
     query::{
         Described,
         page::{Page, Query},
+        tags_weight,
     },
     tags::Tag,
     volumes::model::Volume,
@@ -202,6 +203,25 @@ impl Instances {
         self.handle(id).map(|handle| handle.live)
     }
 
+    /// Starts the tasks anew that came to an end before their instance did: a fault of ours,
+    /// which must not leave an instance without anybody to look after it.
+    pub async fn revive(&self) -> ApiResult<()> {
+        // Asked first: a task ends after the row says terminated.
+        let ended: Vec<String> = self
+            .handles()
+            .iter()
+            .filter(|(_, handle)| handle.inputs.is_closed())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for row in self.context.db.read(db::instances::living).await? {
+            if ended.contains(&row.id) {
+                tracing::error!(instance = row.id, "its task had ended; started anew");
+                self.drive(row, false);
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets the tasks of instances that are over.
     pub fn forget(&self, ids: &[String]) {
         let mut handles = self.handles();
@@ -291,6 +311,13 @@ impl Described for Instance {
             "client-token" => self.client_token.clone(),
             _ => return Vec::new(),
         }]
+    }
+
+    fn weight(&self) -> usize {
+        tags_weight(&self.tags)
+            + self.user_data.len()
+            + self.kernel_args.len()
+            + self.reason.message.len()
     }
 
     fn tags(&self) -> &[Tag] {

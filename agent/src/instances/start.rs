@@ -8,7 +8,10 @@ use hearth_vmm::config::{
 
 use super::{
     model::Instance,
-    vmm::spawn::{self, Started},
+    vmm::{
+        adopt::{Found, adopt},
+        spawn::{self, StartError, Started},
+    },
 };
 use crate::{
     blocking::blocking,
@@ -46,9 +49,15 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
     }
     let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
-    spawn::start(context.host.vmm().to_owned(), config)
-        .await
-        .map_err(|error| full_cause(&error))
+    let (run_dir, id) = (config.run_dir.clone(), instance.id);
+    match spawn::start(context.host.vmm().to_owned(), config).await {
+        // Somebody was faster: an earlier start that was given up.
+        Err(error @ StartError::Alive) => match adopt(&run_dir, &id).await {
+            Ok(Found::Alive(vmm)) => Ok(Started::Up(vmm)),
+            _ => Err(error.to_string()),
+        },
+        result => result.map_err(|error| full_cause(&error)),
+    }
 }
 
 fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResult<VmConfig> {

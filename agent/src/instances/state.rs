@@ -140,7 +140,7 @@ pub fn after_end(state: InstanceState, operation: Operation, end: &End) -> Next 
             let what = match reason {
                 ExitReason::GuestCrash => "the guest crashed",
                 ExitReason::StartFailed => "the guest could not be started",
-                ExitReason::Killed => "the VMM process was ended by a signal",
+                ExitReason::Killed => "the VMM was ended from outside",
                 _ => "the VMM failed",
             };
             Next::Stopped(StateReason::broken(format!("{what}: {message}")))

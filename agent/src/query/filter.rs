@@ -116,6 +116,9 @@ mod tests {
             assert_eq!(filter, "color");
             vec!["dark red".to_owned()]
         }
+        fn weight(&self) -> usize {
+            0
+        }
         fn tags(&self) -> &[Tag] {
             &self.0
         }

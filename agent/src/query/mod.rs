@@ -11,6 +11,13 @@ pub trait Described {
     const FILTERS: &'static [&'static str];
     /// The values of a filter of [`Self::FILTERS`]; an object matches when one of them does.
     fn values(&self, filter: &str) -> Vec<String>;
+    /// About how many bytes it takes in an answer, beyond a few hundred.
+    fn weight(&self) -> usize;
     /// Its tags.
     fn tags(&self) -> &[crate::tags::Tag];
+}
+
+/// What tags take in an answer, in bytes.
+pub fn tags_weight(tags: &[crate::tags::Tag]) -> usize {
+    tags.iter().map(|tag| tag.key.len() + tag.value.len()).sum()
 }

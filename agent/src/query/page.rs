@@ -20,6 +20,10 @@ const DEFAULT_RESULTS: u32 = 100;
 /// Most objects on a page.
 const MAX_RESULTS: u32 = 1_000;
 
+/// A page ends early, with a token, when its objects take about this many bytes: clients refuse
+/// answers above 4 MiB.
+const MAX_BYTES: usize = 2 << 20;
+
 /// How many rows are read at once while filters are at work.
 const BATCH: u32 = 500;
 
@@ -76,6 +80,20 @@ impl Query {
         })
     }
 
+    /// How many of the objects fit on the page; at least one.
+    fn fitting<T: Described>(&self, objects: &[T]) -> usize {
+        let mut bytes = 0usize;
+        objects
+            .iter()
+            .take(self.max_results)
+            .take_while(|object| {
+                let first = bytes == 0;
+                bytes = bytes.saturating_add(512 + object.weight());
+                first || bytes <= MAX_BYTES
+            })
+            .count()
+    }
+
     /// Reads one page. `get` looks an id up and must fail when there is none; `after` lists in
     /// the order of creation.
     pub fn page<T: Described>(
@@ -118,8 +136,9 @@ impl Query {
             });
             objects.sort_by_key(T::seq);
         }
-        let more = objects.len() > self.max_results;
-        objects.truncate(self.max_results);
+        let fitting = self.fitting(&objects);
+        let more = objects.len() > fitting;
+        objects.truncate(fitting);
         let next_token = match objects.last() {
             Some(last) if more => write_token(last.seq(), &self.digest),
             _ => String::new(),
@@ -185,6 +204,14 @@ mod tests {
         fn values(&self, _filter: &str) -> Vec<String> {
             vec![if self.0 % 2 == 0 { "even" } else { "odd" }.to_owned()]
         }
+        fn weight(&self) -> usize {
+            // One in a thousand is very large.
+            if self.0 % 1000 == 0 {
+                2 * MAX_BYTES
+            } else {
+                10
+            }
+        }
         fn tags(&self) -> &[Tag] {
             &[]
         }
@@ -227,6 +254,23 @@ mod tests {
     #[test]
     fn a_page_that_ends_with_the_last_object_has_no_token() {
         assert_eq!(page_of(&[1, 2], &query(2, "")).next_token, "");
+    }
+
+    #[test]
+    fn a_page_ends_before_it_is_too_large_for_clients_and_has_at_least_one_object() {
+        let rows = [998, 999, 1000, 1001];
+        let first = page_of(&rows, &query(0, ""));
+        assert_eq!(first.objects, [Row(998), Row(999)]);
+        let second = page_of(&rows, &query(0, &first.next_token));
+        assert_eq!(second.objects, [Row(1000)]);
+        let third = page_of(&rows, &query(0, &second.next_token));
+        assert_eq!(
+            third,
+            Page {
+                objects: vec![Row(1001)],
+                next_token: String::new()
+            }
+        );
     }
 
     #[test]

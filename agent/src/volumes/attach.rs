@@ -45,8 +45,8 @@ pub async fn attach(context: Arc<Context>, request: AttachRequest) -> ApiResult<
 
 fn commit_attach(tx: &mut db::Tx<'_>, request: &AttachRequest) -> ApiResult<Volume> {
     let volume = get(tx, &request.volume_id, "volume_id")?;
-    let instance = stopped_instance(tx, &request.instance_id, "instance_id")?;
     check_free(&volume, "volume_id")?;
+    let instance = stopped_instance(tx, &request.instance_id, "instance_id")?;
     let taken: Vec<String> = db::volumes::of_instance(tx, &instance.id)?
         .into_iter()
         .filter_map(|other| other.attachment.map(|a| a.device))

@@ -24,6 +24,7 @@ use crate::{
     query::{
         Described,
         page::{Page, Query},
+        tags_weight,
     },
     tags::{self, Tag},
     time::Millis,
@@ -465,6 +466,10 @@ impl Described for Volume {
             "image-id" => self.image_id.clone().into_iter().collect(),
             _ => Vec::new(),
         }
+    }
+
+    fn weight(&self) -> usize {
+        tags_weight(&self.tags)
     }
 
     fn tags(&self) -> &[Tag] {
