@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::net::mac::{MacAddress, MacError};
+
 /// Version of this document and of the control protocol; the VMM refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -18,8 +20,21 @@ pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
 /// Memory comes in steps of this many bytes (2 MiB).
 pub const MEMORY_STEP_BYTES: u64 = 2 << 20;
 
-/// Most disks of one guest: one interrupt line each, one is for the random number device.
-pub const MAX_DISKS: usize = 15;
+/// Most disks and network interfaces of one guest together: one interrupt line each, one is for
+/// the random number device.
+pub const MAX_DEVICES: usize = 15;
+
+/// Most disks of one guest, if it has no network interface.
+pub const MAX_DISKS: usize = MAX_DEVICES;
+
+/// Most pairs of queues of one network interface.
+pub const MAX_QUEUE_PAIRS: u16 = 1;
+
+/// Least MTU that an interface may have (virtio 1.2, 5.1.4.1).
+pub const MIN_MTU: u16 = 68;
+
+/// Most bytes of an interface's name (`IFNAMSIZ` without the zero at the end).
+pub const MAX_TAP_NAME_BYTES: usize = 15;
 
 /// Most queues of one disk.
 pub const MAX_QUEUES: u16 = 16;
@@ -44,6 +59,9 @@ pub struct VmConfig {
     /// In the order in which the guest sees them (`vda`, `vdb`, ...).
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// In the order in which the guest sees them (`eth0`, `eth1`, ...).
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
     /// The directory of this process's own files; must exist. See [`run_files`].
     pub run_dir: PathBuf,
     /// Which kind of KVM to expect; `auto` but in tests.
@@ -66,6 +84,9 @@ pub enum ConfigError {
     /// Too many disks.
     #[error("disks: {0} of them, the most is {MAX_DISKS}")]
     Disks(usize),
+    /// Too many devices.
+    #[error("disks and nets: {0} of them, the most is {MAX_DEVICES}")]
+    Devices(usize),
     /// A disk's queues.
     #[error("disks: {serial}: {queues} queues, the most is {MAX_QUEUES}")]
     Queues {
@@ -77,6 +98,41 @@ pub enum ConfigError {
     /// A disk's serial.
     #[error("disks: the serial {0:?} is not 1 to {MAX_SERIAL_BYTES} bytes of printable ASCII")]
     Serial(String),
+    /// An interface's tap.
+    #[error(
+        "nets: the tap {0:?} is not the name of an interface: 1 to {MAX_TAP_NAME_BYTES} bytes \
+         without a slash, a colon, white space or control characters"
+    )]
+    Tap(String),
+    /// Two interfaces on one tap.
+    #[error("nets: the tap {0} is there twice")]
+    TapTwice(String),
+    /// An interface's address.
+    #[error("nets: {tap}: mac: {mac:?} is {source}")]
+    Mac {
+        /// The interface's tap.
+        tap: String,
+        /// The text in its place.
+        mac: String,
+        /// What is wrong with it.
+        source: MacError,
+    },
+    /// An interface's queues.
+    #[error("nets: {tap}: {queue_pairs} pairs of queues, the most is {MAX_QUEUE_PAIRS}")]
+    QueuePairs {
+        /// The interface's tap.
+        tap: String,
+        /// How many were asked for.
+        queue_pairs: u16,
+    },
+    /// An interface's MTU.
+    #[error("nets: {tap}: the mtu {mtu} is less than {MIN_MTU}")]
+    Mtu {
+        /// The interface's tap.
+        tap: String,
+        /// What was asked for.
+        mtu: u16,
+    },
 }
 
 impl VmConfig {
@@ -95,7 +151,18 @@ impl VmConfig {
         if self.disks.len() > MAX_DISKS {
             return Err(ConfigError::Disks(self.disks.len()));
         }
-        self.disks.iter().try_for_each(DiskConfig::validate)
+        let devices = self.disks.len() + self.nets.len();
+        if devices > MAX_DEVICES {
+            return Err(ConfigError::Devices(devices));
+        }
+        self.disks.iter().try_for_each(DiskConfig::validate)?;
+        for (index, net) in self.nets.iter().enumerate() {
+            net.validate()?;
+            if self.nets[..index].iter().any(|other| other.tap == net.tap) {
+                return Err(ConfigError::TapTwice(net.tap.clone()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -115,6 +182,43 @@ impl DiskConfig {
             });
         }
         Ok(())
+    }
+}
+
+impl NetConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let tap = || self.tap.clone();
+        // As the kernel's dev_valid_name, but for "%", of which it makes a number.
+        let bad = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();
+        let name = self.tap.as_str();
+        if name.is_empty()
+            || name.len() > MAX_TAP_NAME_BYTES
+            || matches!(name, "." | "..")
+            || name.contains(bad)
+        {
+            return Err(ConfigError::Tap(tap()));
+        }
+        self.mac_address()?;
+        if self.queue_pairs > MAX_QUEUE_PAIRS {
+            let queue_pairs = self.queue_pairs;
+            return Err(ConfigError::QueuePairs {
+                tap: tap(),
+                queue_pairs,
+            });
+        }
+        match self.mtu {
+            Some(mtu) if mtu < MIN_MTU => Err(ConfigError::Mtu { tap: tap(), mtu }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The address in [`mac`](Self::mac).
+    pub fn mac_address(&self) -> Result<MacAddress, ConfigError> {
+        self.mac.parse().map_err(|source| ConfigError::Mac {
+            tap: self.tap.clone(),
+            mac: self.mac.clone(),
+            source,
+        })
     }
 }
 
@@ -166,6 +270,26 @@ pub struct DiskConfig {
     pub queues: u16,
 }
 
+/// One virtio-net device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of a tap in the network namespace of the VMM: it must be there, without
+    /// `multi_queue`, and nobody else may be attached to it. The VMM neither makes it nor brings
+    /// it up.
+    pub tap: String,
+    /// The guest's address on it, such as `02:00:00:00:00:01`; unicast.
+    pub mac: String,
+    /// Number of pairs of queues: 1, and 0 stands for 1.
+    #[serde(default)]
+    pub queue_pairs: u16,
+    /// Largest IP packet in bytes that the guest may send and gets, but for those that are still
+    /// to be segmented; the tap's own MTU should be the same. Without it the guest isn't told,
+    /// and takes 1500.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+}
+
 /// Which kind of KVM the VMM takes the host's for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -215,6 +339,12 @@ mod tests {
                 read_only: false,
                 queues: 0,
             }],
+            nets: vec![NetConfig {
+                tap: "tap0".into(),
+                mac: "02:00:00:00:00:01".into(),
+                queue_pairs: 0,
+                mtu: Some(1500),
+            }],
             run_dir: "run".into(),
             platform: PlatformChoice::Auto,
         }
@@ -232,14 +362,27 @@ mod tests {
     fn figures_out_of_range_are_named() {
         assert_eq!(valid().validate(), Ok(()));
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 17] = [
             (|c| c.version = 9, "version"),
             (|c| c.vcpus = 0, "vcpus"),
             (|c| c.vcpus = 33, "vcpus"),
             (|c| c.memory_bytes += 4096, "memory_bytes"),
             (|c| c.memory_bytes = 0, "memory_bytes"),
             (|c| c.disks = vec![c.disks[0].clone(); 16], "disks"),
+            (
+                |c| c.disks = vec![c.disks[0].clone(); 15],
+                "disks and nets: 16",
+            ),
             (|c| c.disks[0].serial = "x".repeat(21), "serial"),
+            (|c| c.nets[0].tap = String::new(), "tap \"\""),
+            (|c| c.nets[0].tap = "x".repeat(16), "tap"),
+            (|c| c.nets[0].tap = "../tap".into(), "tap"),
+            (|c| c.nets[0].tap = "tap 0".into(), "tap"),
+            (|c| c.nets[0].tap = "tap%d".into(), "tap"),
+            (|c| c.nets.push(c.nets[0].clone()), "tap0 is there twice"),
+            (|c| c.nets[0].mac = "ff:ff:ff:ff:ff:ff".into(), "unicast"),
+            (|c| c.nets[0].queue_pairs = 2, "2 pairs"),
+            (|c| c.nets[0].mtu = Some(67), "mtu 67"),
         ];
         for (change, word) in cases {
             let mut config = valid();

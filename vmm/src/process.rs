@@ -16,7 +16,7 @@ use crate::console::Console;
 use crate::control::server::{self, Controlled, Subscribers};
 use crate::control::{Event, ExitReason, ExitReport};
 use crate::exit::ExitSwitch;
-use crate::machine::{DiskErrorReporter, Machine, Outside, StartError, io_error};
+use crate::machine::{DiskErrorReporter, Machine, NetErrorReporter, Outside, StartError, io_error};
 
 /// Runs the guest of `config` to its end. `started` is when the process began; `terminate`
 /// becomes readable when someone wants it to end (SIGTERM).
@@ -51,6 +51,7 @@ fn run_guest(
         console: Arc::clone(&console),
         exit: Arc::clone(&exit),
         on_disk_error: disk_error_reporter(subscribers),
+        on_net_error: net_error_reporter(subscribers),
     };
     let machine = Machine::build(config, outside)?;
     let start_to_guest_ns = started.elapsed().as_nanos() as u64;
@@ -82,6 +83,15 @@ fn disk_error_reporter(subscribers: &Subscribers) -> DiskErrorReporter {
         tracing::warn!(serial, message, "disk");
         let serial = serial.to_string();
         subscribers.send(&Event::DiskError { serial, message });
+    })
+}
+
+fn net_error_reporter(subscribers: &Subscribers) -> NetErrorReporter {
+    let subscribers = subscribers.clone();
+    Arc::new(move |tap, message| {
+        tracing::warn!(tap, message, "network interface");
+        let tap = tap.to_string();
+        subscribers.send(&Event::NetError { tap, message });
     })
 }
 

@@ -93,6 +93,13 @@ pub enum Event {
         /// For people.
         message: String,
     },
+    /// A network interface lost its tap, or the guest misused its queues.
+    NetError {
+        /// [`NetConfig::tap`](crate::config::NetConfig::tap).
+        tap: String,
+        /// For people.
+        message: String,
+    },
 }
 
 /// Why a guest ended. Also the content of the file

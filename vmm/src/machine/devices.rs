@@ -10,7 +10,7 @@ use super::{StartError, io_error, kvm_error, layout};
 use crate::acpi::VirtioMmio;
 use crate::acpi::pm::PowerManagement;
 use crate::bus::{Bus, BusDevice};
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::console::Console;
 use crate::devices::i8042::ResetPort;
 use crate::devices::ioapic::{self, IoApic};
@@ -18,12 +18,17 @@ use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::net::tap::Tap;
 use crate::devices::virtio::rng::Rng;
 use crate::exit::ExitSwitch;
 use crate::memory::GuestMemory;
 
 /// Told of a disk's serial and, in words, of what went wrong.
 pub type DiskErrorReporter = Arc<dyn Fn(&str, String) + Send + Sync>;
+
+/// Told of an interface's tap and, in words, of what went wrong.
+pub type NetErrorReporter = Arc<dyn Fn(&str, String) + Send + Sync>;
 
 /// Offset of `QueueNotify` (virtio 1.2, 4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
@@ -60,17 +65,21 @@ impl BusDevice for MmioTransport {
     }
 }
 
-/// Disks first, in their order, so that the guest names them `vda`, `vdb`, ...; then the source
-/// of random numbers.
+/// Disks first, in their order, so that the guest names them `vda`, `vdb`, ...; then network
+/// interfaces, in theirs; then the source of random numbers.
 pub(super) fn build_virtio(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
     on_disk_error: &DiskErrorReporter,
+    on_net_error: &NetErrorReporter,
 ) -> Result<Vec<VirtioSlot>, StartError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
         devices.push(Box::new(open_disk(disk, config.vcpus, on_disk_error)?));
+    }
+    for net in &config.nets {
+        devices.push(Box::new(open_net(net, on_net_error)?));
     }
     devices.push(Box::new(Rng::new()));
     devices
@@ -109,6 +118,15 @@ fn open_disk(
         queues,
         Arc::clone(on_error),
     ))
+}
+
+fn open_net(net: &NetConfig, on_error: &NetErrorReporter) -> Result<Net, StartError> {
+    let mac = net.mac_address()?;
+    let tap = Tap::open(&net.tap).map_err(|source| StartError::Net {
+        tap: net.tap.clone(),
+        source,
+    })?;
+    Ok(Net::new(tap, &net.tap, mac, net.mtu, Arc::clone(on_error)))
 }
 
 /// Connects a device's doorbells and interrupt to KVM.

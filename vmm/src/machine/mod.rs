@@ -24,13 +24,14 @@ use crate::config::{ConfigError, VmConfig};
 use crate::console::Console;
 use crate::devices::ioapic;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::net::tap::TapError;
 use crate::exit::ExitSwitch;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::mptable::{self, MpTableError};
 use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
-pub use devices::{DiskErrorReporter, VirtioSlot};
+pub use devices::{DiskErrorReporter, NetErrorReporter, VirtioSlot};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,14 @@ pub enum StartError {
         /// What the volume store said.
         source: hearth_images::Error,
     },
+    /// A network interface.
+    #[error("tap {tap}: {source}")]
+    Net {
+        /// Its tap.
+        tap: String,
+        /// Why it can't be used.
+        source: TapError,
+    },
     /// The system refused something small: an eventfd, a thread.
     #[error("{what}: {source}")]
     Io {
@@ -98,6 +107,8 @@ pub struct Outside {
     pub exit: Arc<ExitSwitch>,
     /// Told of disk errors and of misuse of disk queues.
     pub on_disk_error: DiskErrorReporter,
+    /// Told of lost taps and of misuse of network queues.
+    pub on_net_error: NetErrorReporter,
 }
 
 /// A micro-VM whose vCPUs have not run yet.
@@ -122,7 +133,13 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
-        let virtio = devices::build_virtio(config, &memory, &vm, &outside.on_disk_error)?;
+        let virtio = devices::build_virtio(
+            config,
+            &memory,
+            &vm,
+            &outside.on_disk_error,
+            &outside.on_net_error,
+        )?;
         let serial = devices::build_serial(&vm, &outside.console)?;
         let power = devices::build_power(&vm)?;
         let entry = load_guest(config, platform, &memory, &virtio)?;

@@ -40,6 +40,7 @@ impl TestMachine {
                 protocol: BootProtocol::Auto,
             },
             disks: Vec::new(),
+            nets: Vec::new(),
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,
         };

@@ -53,7 +53,11 @@ impl Config {
     /// `struct virtio_net_config`, little endian. Fields of features that aren't offered are
     /// zeroes.
     pub fn to_bytes(&self, link_up: bool) -> [u8; CONFIG_BYTES] {
-        let status = if link_up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let status = if link_up {
+            VIRTIO_NET_S_LINK_UP as u16
+        } else {
+            0
+        };
         let mut bytes = [0; CONFIG_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &self.mac.bytes()); // mac
@@ -79,8 +83,14 @@ mod tests {
     #[test]
     fn the_configuration_space_has_address_status_and_mtu() {
         let mac = "02:01:02:03:04:05".parse().unwrap();
-        let config = Config { mac, mtu: Some(9001) };
-        assert_eq!(config.to_bytes(true), [2, 1, 2, 3, 4, 5, 1, 0, 0, 0, 0x29, 0x23]);
+        let config = Config {
+            mac,
+            mtu: Some(9001),
+        };
+        assert_eq!(
+            config.to_bytes(true),
+            [2, 1, 2, 3, 4, 5, 1, 0, 0, 0, 0x29, 0x23]
+        );
         assert_eq!(config.to_bytes(false)[6..8], [0, 0]);
         assert_ne!(config.features() & (1 << VIRTIO_NET_F_MTU), 0);
         assert_eq!(config.max_plain_frame(), 9019);

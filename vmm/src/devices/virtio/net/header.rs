@@ -144,7 +144,10 @@ mod tests {
         let permitted = Permitted::new(CSUM | TSO4);
         assert_eq!(permitted.check(&tcp(), 13), Err(BadHeader::FrameLength));
         let too_long = MAX_FRAME_BYTES + 1;
-        assert_eq!(permitted.check(&tcp(), too_long), Err(BadHeader::FrameLength));
+        assert_eq!(
+            permitted.check(&tcp(), too_long),
+            Err(BadHeader::FrameLength)
+        );
         // The checksum's last byte is byte 34 + 16 + 1.
         assert_eq!(permitted.check(&tcp(), 51), Err(BadHeader::Checksum));
         assert_eq!(permitted.check(&tcp(), 53), Err(BadHeader::Segmentation));

@@ -73,14 +73,32 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "02", "02:00:00:00:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1"] {
+        for text in [
+            "",
+            "02",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+        ] {
             assert_eq!(text.parse::<MacAddress>(), Err(MacError::Form), "{text}");
         }
-        for text in ["02:00:00:00:00:+1", "02-00-00-00-00-01", "02:00:00:00:00:0g"] {
+        for text in [
+            "02:00:00:00:00:+1",
+            "02-00-00-00-00-01",
+            "02:00:00:00:00:0g",
+        ] {
             assert_eq!(text.parse::<MacAddress>(), Err(MacError::Form), "{text}");
         }
-        for text in ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
-            assert_eq!(text.parse::<MacAddress>(), Err(MacError::NotUnicast), "{text}");
+        for text in [
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
+            assert_eq!(
+                text.parse::<MacAddress>(),
+                Err(MacError::NotUnicast),
+                "{text}"
+            );
         }
     }
 }

@@ -105,7 +105,10 @@ impl VirtioDevice for Net {
         }
         let mut queues = activation.queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
-            debug!(tap = self.name, "a driver without both queues gets none of them served");
+            debug!(
+                tap = self.name,
+                "a driver without both queues gets none of them served"
+            );
             return Ok(());
         };
         self.pairs.push(Pair::spawn(

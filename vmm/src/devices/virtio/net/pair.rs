@@ -83,12 +83,17 @@ impl Pair {
                 let _guard = PanicGuard(Arc::clone(&shared.interrupt));
                 let mut service = Service::new(receive, transmit, &shared, watch);
                 if let Err(error) = service.run(&control) {
-                    shared.errors.report(format!("the guest's driver broke a queue: {error}"));
+                    shared
+                        .errors
+                        .report(format!("the guest's driver broke a queue: {error}"));
                     shared.interrupt.signal_needs_reset();
                 }
             }
         })?;
-        Ok(Pair { control, thread: Some(thread) })
+        Ok(Pair {
+            control,
+            thread: Some(thread),
+        })
     }
 
     /// Tells the thread to end, without waiting for that.
@@ -127,6 +132,10 @@ const TRANSMIT: u64 = 1;
 const WAKE: u64 = 2;
 const TAP: u64 = 3;
 
+/// What a tap is always watched for. It never has anything urgent; but the kernel announces the
+/// removal of its interface to those who wait for something to read, and to no others.
+const REMOVAL: EventSet = EventSet::PRIORITY;
+
 impl Watch {
     fn new(
         receive: &ActiveQueue,
@@ -139,11 +148,14 @@ impl Watch {
             (receive.notify.as_raw_fd(), EventSet::IN, RECEIVE),
             (transmit.notify.as_raw_fd(), EventSet::IN, TRANSMIT),
             (control.wake.as_raw_fd(), EventSet::IN, WAKE),
-            (tap.as_raw_fd(), EventSet::empty(), TAP),
+            (tap.as_raw_fd(), REMOVAL, TAP),
         ] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))?;
         }
-        let tap = Some(TapWatch { fd: tap.as_raw_fd(), events: EventSet::empty() });
+        let tap = Some(TapWatch {
+            fd: tap.as_raw_fd(),
+            events: REMOVAL,
+        });
         Ok(Watch { epoll, tap })
     }
 
@@ -152,11 +164,15 @@ impl Watch {
         let Some(tap) = &mut self.tap else {
             return Ok(());
         };
-        let mut events = EventSet::empty();
+        let mut events = REMOVAL;
         events.set(EventSet::IN, readable);
         events.set(EventSet::OUT, writable);
         if events != tap.events {
-            self.epoll.ctl(ControlOperation::Modify, tap.fd, EpollEvent::new(events, TAP))?;
+            self.epoll.ctl(
+                ControlOperation::Modify,
+                tap.fd,
+                EpollEvent::new(events, TAP),
+            )?;
             tap.events = events;
         }
         Ok(())
@@ -165,7 +181,9 @@ impl Watch {
     /// A tap that is gone would wake for ever.
     fn forget_tap(&mut self) -> io::Result<()> {
         match self.tap.take() {
-            Some(tap) => self.epoll.ctl(ControlOperation::Delete, tap.fd, EpollEvent::default()),
+            Some(tap) => self
+                .epoll
+                .ctl(ControlOperation::Delete, tap.fd, EpollEvent::default()),
             None => Ok(()),
         }
     }
@@ -191,13 +209,14 @@ struct Service<'m> {
 }
 
 impl<'m> Service<'m> {
-    fn new(
-        receive: ActiveQueue,
-        transmit: ActiveQueue,
-        shared: &'m Shared,
-        watch: Watch,
-    ) -> Self {
-        let Shared { memory, interrupt, tap, counters, .. } = shared;
+    fn new(receive: ActiveQueue, transmit: ActiveQueue, shared: &'m Shared, watch: Watch) -> Self {
+        let Shared {
+            memory,
+            interrupt,
+            tap,
+            counters,
+            ..
+        } = shared;
         Service {
             shared,
             receiver: Receiver::new(receive, memory, interrupt, tap, counters, shared.rules),

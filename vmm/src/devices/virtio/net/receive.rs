@@ -56,7 +56,11 @@ impl Rules {
     pub(super) fn new(features: u64, config: &Config) -> Self {
         let has = |bit: u32| features & (1 << bit) != 0;
         let segmented = has(VIRTIO_NET_F_GUEST_TSO4) || has(VIRTIO_NET_F_GUEST_TSO6);
-        let frame = if segmented { MAX_FRAME_BYTES } else { config.max_plain_frame() };
+        let frame = if segmented {
+            MAX_FRAME_BYTES
+        } else {
+            config.max_plain_frame()
+        };
         Rules {
             mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
             checksum: has(VIRTIO_NET_F_GUEST_CSUM),
@@ -184,19 +188,30 @@ impl<'m> Receiver<'m> {
             self.deliver(header, total)?;
             return Ok(Received::More);
         }
-        self.finish(Overrun { header, total, placed: room })
+        self.finish(Overrun {
+            header,
+            total,
+            placed: room,
+        })
     }
 
     /// Takes chains from the queue until there are `bytes` in them, if the driver gives as many.
     fn take_buffers(&mut self, bytes: usize) -> Result<(), QueueError> {
-        let most = if self.rules.mergeable { self.queue.queue.size().into() } else { 1 };
+        let most = if self.rules.mergeable {
+            self.queue.queue.size().into()
+        } else {
+            1
+        };
         while self.ready_bytes < bytes && self.ready.len() < most {
             let Some(chain) = self.queue.pop(self.memory)? else {
                 break;
             };
             if chain.writable.len() < HEADER_BYTES {
                 let what = "a receive buffer has no room for the header";
-                return Err(QueueError::BadRequest { head: chain.head, what });
+                return Err(QueueError::BadRequest {
+                    head: chain.head,
+                    what,
+                });
             }
             self.ready_bytes += chain.writable.len();
             self.ready.push_back(chain);
@@ -246,7 +261,11 @@ impl<'m> Receiver<'m> {
             self.deliver(overrun.header, overrun.total)?;
             return Ok(Received::More);
         }
-        let most = if self.rules.mergeable { self.queue.queue.size().into() } else { 1 };
+        let most = if self.rules.mergeable {
+            self.queue.queue.size().into()
+        } else {
+            1
+        };
         if self.ready.len() >= most {
             // All that the driver can give is not enough.
             return Ok(self.drop_frame());
@@ -282,9 +301,12 @@ impl<'m> Receiver<'m> {
         for chain in self.ready.drain(..completed.len()) {
             self.ready_bytes -= chain.writable.len();
         }
-        self.used.publish(&mut self.queue, self.memory, &completed)?;
+        self.used
+            .publish(&mut self.queue, self.memory, &completed)?;
         self.counters.received_frames.add(1);
-        self.counters.received_bytes.add((total - HEADER_BYTES) as u64);
+        self.counters
+            .received_bytes
+            .add((total - HEADER_BYTES) as u64);
         Ok(())
     }
 }

@@ -49,9 +49,14 @@ impl Tap {
     /// belong to nobody; it is never made.
     pub fn open(name: &str) -> Result<Tap, TapError> {
         // TUNSETIFF would make an interface that is missing.
-        socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-            .and_then(|socket| netdevice::name_to_index(socket, name))
-            .map_err(|error| TapError::NotThere(error.into()))?;
+        socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .and_then(|socket| netdevice::name_to_index(socket, name))
+        .map_err(|error| TapError::NotThere(error.into()))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -60,11 +65,15 @@ impl Tap {
             .map_err(TapError::Device)?;
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         set_interface(&file, name, flags).map_err(TapError::Attach)?;
-        set_header_bytes(&file)
-            .map_err(|source| TapError::Setup { what: "TUNSETVNETHDRSZ", source })?;
+        set_header_bytes(&file).map_err(|source| TapError::Setup {
+            what: "TUNSETVNETHDRSZ",
+            source,
+        })?;
         let tap = Tap { file };
-        tap.set_offloads(0)
-            .map_err(|source| TapError::Setup { what: "TUNSETOFFLOAD", source })?;
+        tap.set_offloads(0).map_err(|source| TapError::Setup {
+            what: "TUNSETOFFLOAD",
+            source,
+        })?;
         Ok(tap)
     }
 
@@ -94,7 +103,11 @@ impl Tap {
         // SAFETY: each part is the memory of a VolatileSlice, which is valid for writes of its
         // length while the slice lives, and shared by volatile accesses only.
         let count = unsafe {
-            libc::readv(self.file.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int)
+            libc::readv(
+                self.file.as_raw_fd(),
+                parts.as_ptr(),
+                parts.len() as libc::c_int,
+            )
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
@@ -105,7 +118,11 @@ impl Tap {
         // SAFETY: as in `read`, for reads. The kernel copies the bytes once before it looks at
         // them, so that the guest may change them at any time.
         let count = unsafe {
-            libc::writev(self.file.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int)
+            libc::writev(
+                self.file.as_raw_fd(),
+                parts.as_ptr(),
+                parts.len() as libc::c_int,
+            )
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
@@ -150,5 +167,9 @@ fn set_header_bytes(file: &File) -> io::Result<()> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use virtio_queue::QueueT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::counters::Counters;
@@ -62,7 +62,11 @@ impl Transmitter<'_> {
         let mut gone = false;
         for _ in 0..self.queue.queue.size() {
             let Some(chain) = self.queue.pop(self.memory)? else {
-                return Ok(if gone { Sent::TapGone } else { Sent::QueueEmpty });
+                return Ok(if gone {
+                    Sent::TapGone
+                } else {
+                    Sent::QueueEmpty
+                });
             };
             let head = chain.head;
             match self.send(chain)? {
@@ -80,11 +84,18 @@ impl Transmitter<'_> {
     }
 
     fn send(&self, chain: Chain<'_>) -> Result<Outcome, QueueError> {
-        let Chain { head, readable: mut header, .. } = chain;
+        let Chain {
+            head,
+            readable: mut header,
+            ..
+        } = chain;
         let frame = header.split_off(HEADER_BYTES);
         let mut bytes = HeaderBytes::default();
         if header.copy_to(&mut bytes) < HEADER_BYTES {
-            return Err(QueueError::BadRequest { head, what: "the frame's header is cut off" });
+            return Err(QueueError::BadRequest {
+                head,
+                what: "the frame's header is cut off",
+            });
         }
         // The tap gets this copy: the guest could change its own after the check.
         let Ok(mut bytes) = self.permitted.check(&bytes, frame.len()) else {

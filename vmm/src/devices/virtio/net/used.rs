@@ -11,8 +11,8 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error as RingError, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::devices::virtio::queue::{ActiveQueue, QueueError};
 use crate::devices::virtio::GuestMemory;
+use crate::devices::virtio::queue::{ActiveQueue, QueueError};
 
 /// The used ring of a queue of which nothing but [`publish`](Self::publish) completes chains.
 pub(super) struct UsedRing {
@@ -22,7 +22,9 @@ pub(super) struct UsedRing {
 
 impl UsedRing {
     pub(super) fn new(queue: &ActiveQueue) -> Self {
-        UsedRing { judged: Wrapping(queue.queue.next_used()) }
+        UsedRing {
+            judged: Wrapping(queue.queue.next_used()),
+        }
     }
 
     /// Gives `chains`, each with its head and the bytes written to it, back in one step.
@@ -41,7 +43,9 @@ impl UsedRing {
             let element = [u32::from(head).to_le(), written.to_le()];
             // No overflow: the ring lies in guest memory (`Queue::is_valid`).
             let at = queue.queue.used_ring() + 4 + 8 * (u64::from(next.0) % size);
-            memory.write_obj(element, GuestAddress(at)).map_err(RingError::GuestMemory)?;
+            memory
+                .write_obj(element, GuestAddress(at))
+                .map_err(RingError::GuestMemory)?;
             next += 1;
         }
         // The last one moves the index past all of them.
@@ -84,12 +88,22 @@ mod tests {
 
     fn queue(ring: &Ring, event_idx: bool) -> ActiveQueue {
         let mut queue = Queue::new(ring.size).unwrap();
-        queue.try_set_desc_table_address(GuestAddress(ring.descriptors)).unwrap();
-        queue.try_set_avail_ring_address(GuestAddress(ring.available)).unwrap();
-        queue.try_set_used_ring_address(GuestAddress(ring.used)).unwrap();
+        queue
+            .try_set_desc_table_address(GuestAddress(ring.descriptors))
+            .unwrap();
+        queue
+            .try_set_avail_ring_address(GuestAddress(ring.available))
+            .unwrap();
+        queue
+            .try_set_used_ring_address(GuestAddress(ring.used))
+            .unwrap();
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        ActiveQueue { index: 0, queue, notify: EventFd::new(0).unwrap() }
+        ActiveQueue {
+            index: 0,
+            queue,
+            notify: EventFd::new(0).unwrap(),
+        }
     }
 
     #[test]
@@ -98,7 +112,11 @@ mod tests {
         let mut ring = Ring::new(0x1000, 4);
         let mut queue = queue(&ring, false);
         let mut used = UsedRing::new(&queue);
-        for batch in [&[(0, 10), (1, 11), (2, 12)][..], &[(3, 13), (0, 14), (1, 15)], &[(2, 16)]] {
+        for batch in [
+            &[(0, 10), (1, 11), (2, 12)][..],
+            &[(3, 13), (0, 14), (1, 15)],
+            &[(2, 16)],
+        ] {
             used.publish(&mut queue, &memory, batch).unwrap();
             for &expected in batch {
                 assert_eq!(ring.take_used(&memory), Some(expected));
@@ -114,14 +132,24 @@ mod tests {
         let memory = guest_memory();
         let ring = Ring::new(0x1000, 16);
         let used_event = GuestAddress(ring.available + 4 + 2 * 16);
-        for (event, wanted) in [(u16::MAX, false), (0, true), (2, true), (3, true), (4, false)] {
+        for (event, wanted) in [
+            (u16::MAX, false),
+            (0, true),
+            (2, true),
+            (3, true),
+            (4, false),
+        ] {
             memory.write_obj(event, used_event).unwrap();
             let mut queue = queue(&ring, true);
             let mut used = UsedRing::new(&queue);
             for batch in [&[(0, 1), (1, 1), (2, 1)][..], &[(3, 1)]] {
                 used.publish(&mut queue, &memory, batch).unwrap();
             }
-            assert_eq!(used.wants_interrupt(&mut queue, &memory).unwrap(), wanted, "{event}");
+            assert_eq!(
+                used.wants_interrupt(&mut queue, &memory).unwrap(),
+                wanted,
+                "{event}"
+            );
             assert!(!used.wants_interrupt(&mut queue, &memory).unwrap());
         }
     }
