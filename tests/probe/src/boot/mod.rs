@@ -1,0 +1,5 @@
+//! From the first instruction to user mode (`entry.s`), and what the boot protocol told us.
+
+pub mod information;
+
+core::arch::global_asm!(include_str!("entry.s"), options(att_syntax, raw));

@@ -1,0 +1,117 @@
+//! What the machine is.
+
+use super::{Arguments, Command, Failure, Json, Probe, list};
+use crate::boot::information::{self, USABLE};
+use crate::cpu::clock;
+use crate::net::Mac;
+use crate::virtio::kind;
+use crate::virtio::registers::offset;
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "identify",
+        keys: &[],
+        run: identify,
+    },
+    Command {
+        name: "time",
+        keys: &[],
+        run: time,
+    },
+    Command {
+        name: "help",
+        keys: &[],
+        run: help,
+    },
+];
+
+fn identify(probe: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    let mut memory_bytes = 0;
+    information::memory_map(|range| {
+        if range.kind == USABLE {
+            memory_bytes += range.length;
+        }
+    });
+    json.text("boot_protocol", information::protocol())
+        .number("memory_bytes", memory_bytes)
+        .array("memory_map", |json| {
+            information::memory_map(|range| {
+                json.element(|json| {
+                    json.number("start", range.start)
+                        .number("length", range.length)
+                        .number("type", range.kind);
+                });
+            });
+        })
+        .text("kernel_arguments", information::kernel_arguments())
+        .number("acpi_root", information::acpi_root());
+    disks(probe, json)?;
+    let cards = probe.of_kind(kind::NETWORK);
+    json.array("nics", |json| {
+        for (index, found) in cards.iter().enumerate() {
+            let words = [0, 4].map(|at| found.registers().read(offset::CONFIG + at).to_le_bytes());
+            let mac = mac_of(words);
+            json.element(|json| {
+                json.number("index", index).shown("mac", mac);
+            });
+        }
+    });
+    json.number("random_devices", probe.of_kind(kind::RANDOM).len());
+    clock_members(json);
+    Ok(())
+}
+
+/// The first six bytes of the configuration space (virtio 1.2 section 5.1.4).
+fn mac_of([low, high]: [[u8; 4]; 2]) -> Mac {
+    Mac([low[0], low[1], low[2], low[3], high[0], high[1]])
+}
+
+fn disks(probe: &mut Probe, json: &mut Json) -> Result<(), Failure> {
+    let count = probe.of_kind(kind::BLOCK).len();
+    let mut result = Ok(());
+    json.array("disks", |json| {
+        for index in 0..count {
+            let disk = match probe.disk(index) {
+                Ok(disk) => disk,
+                Err(failure) => return result = Err(failure),
+            };
+            let serial = disk.serial();
+            let properties = disk.properties();
+            json.element(|json| {
+                json.number("index", index);
+                match &serial {
+                    Ok(serial) => json.text("serial", serial),
+                    Err(Failure(error)) => json.text("serial_error", error),
+                };
+                json.number("size_bytes", properties.size_bytes)
+                    .number("read_only", properties.read_only)
+                    .number("block_bytes", properties.block_bytes)
+                    .number("physical_block_bytes", properties.physical_block_bytes)
+                    .number("queues", properties.queues)
+                    .number("queue_size", properties.queue_size)
+                    .number("flush", properties.flush)
+                    .number("max_discard_bytes", properties.max_discard_bytes)
+                    .number("max_write_zeroes_bytes", properties.max_write_zeroes_bytes);
+            });
+        }
+    });
+    result
+}
+
+fn clock_members(json: &mut Json) {
+    json.optional("tsc_hz", clock::hertz())
+        .text("tsc_source", clock::source())
+        .number("tsc", clock::ticks())
+        .number("uptime_ns", clock::now())
+        .number("ready_ns", clock::ready());
+}
+
+fn time(_: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    clock_members(json);
+    Ok(())
+}
+
+fn help(_: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    list(json);
+    Ok(())
+}

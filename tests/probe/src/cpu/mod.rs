@@ -1,0 +1,7 @@
+//! The CPU below the commands.
+
+pub mod clock;
+pub mod faults;
+pub mod gate;
+pub mod interrupts;
+pub mod ports;

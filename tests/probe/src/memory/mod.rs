@@ -1,0 +1,6 @@
+//! Memory: one to one everywhere.
+
+pub mod dma;
+pub mod heap;
+pub mod high;
+mod intrinsics;
