@@ -3,9 +3,8 @@
 use super::{Arguments, Command, Failure, Json, Probe, list};
 use crate::boot::information::{self, USABLE};
 use crate::cpu::clock;
-use crate::net::Mac;
+use crate::net::card::read_mac;
 use crate::virtio::kind;
-use crate::virtio::registers::offset;
 
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -49,8 +48,7 @@ fn identify(probe: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Fai
     let cards = probe.of_kind(kind::NETWORK);
     json.array("nics", |json| {
         for (index, found) in cards.iter().enumerate() {
-            let words = [0, 4].map(|at| found.registers().read(offset::CONFIG + at).to_le_bytes());
-            let mac = mac_of(words);
+            let mac = read_mac(found.registers());
             json.element(|json| {
                 json.number("index", index).shown("mac", mac);
             });
@@ -59,11 +57,6 @@ fn identify(probe: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Fai
     json.number("random_devices", probe.of_kind(kind::RANDOM).len());
     clock_members(json);
     Ok(())
-}
-
-/// The first six bytes of the configuration space (virtio 1.2 section 5.1.4).
-fn mac_of([low, high]: [[u8; 4]; 2]) -> Mac {
-    Mac([low[0], low[1], low[2], low[3], high[0], high[1]])
 }
 
 fn disks(probe: &mut Probe, json: &mut Json) -> Result<(), Failure> {

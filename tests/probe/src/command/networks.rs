@@ -297,6 +297,7 @@ fn raw_frame(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Resul
     for _ in 0..count {
         stack.card.send_frame(&frame)?;
     }
+    stack.card.flush();
     json.number("bytes", frame.len()).number("frames", count);
     Ok(())
 }

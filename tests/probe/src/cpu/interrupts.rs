@@ -32,11 +32,10 @@ fn write(address: u64, value: u32) {
     unsafe { (address as *mut u32).write_volatile(value) };
 }
 
-/// Lets an interrupt line end waits; as an edge.
+/// Lets an interrupt line end waits; as an edge, at the first CPU, which is what the upper half of
+/// the entry says after a reset.
 pub fn enable_line(line: u32) {
     enable_lapic();
-    write(IOAPIC, REDIRECTION + 2 * line + 1);
-    write(IOAPIC_WINDOW, 0);
     write(IOAPIC, REDIRECTION + 2 * line);
     write(IOAPIC_WINDOW, DEVICE_VECTOR.into());
 }

@@ -1,6 +1,6 @@
 //! Memory that devices reach: any memory, as addresses are physical ones.
 
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
@@ -54,6 +54,20 @@ impl Buffer {
     pub fn new(length: usize) -> Option<Self> {
         // SAFETY: the size isn't zero.
         let start = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) })?;
+        Some(Self {
+            start,
+            length,
+            from_heap: true,
+        })
+    }
+
+    /// A buffer with whatever was there before, which spares the time to touch it all: the first
+    /// touch of a page is dear on software KVM.
+    pub fn uncleared(length: usize) -> Option<Self> {
+        // SAFETY: the size isn't zero. What is in the pages is somebody's bytes, not undefined
+        // ones, once the compiler no longer knows where they come from.
+        let start = core::hint::black_box(unsafe { alloc(Self::layout(length)?) });
+        let start = NonNull::new(start)?;
         Some(Self {
             start,
             length,

@@ -1,6 +1,8 @@
-//! A virtio-net device as smoltcp wants it: frames out, frames in, several in flight.
+//! A virtio-net device (virtio 1.2 section 5.1) as smoltcp wants it.
+//!
+//! Frames are sent and buffers given back without ringing the doorbell; [`Card::flush`] does
+//! that once for many.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -8,27 +10,31 @@ use core::cell::RefCell;
 
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use virtio_drivers::device::net::VirtIONetRaw;
-use virtio_drivers::transport::mmio::MmioTransport;
 
 use super::Mac;
 use crate::command::Failure;
 use crate::cpu::clock;
-use crate::memory::dma::Identity;
+use crate::memory::dma::Buffer;
 use crate::virtio::Found;
-use crate::virtio::registers::{Registers, offset};
+use crate::virtio::queue::{Descriptor, Queue, flags};
+use crate::virtio::registers::{Registers, VERSION_1, offset};
 
-/// Entries of each queue, and so most frames in flight.
-const QUEUE_SIZE: usize = 64;
-/// Frames with their virtio header fit.
+/// `VIRTIO_NET_F_MAC`: the card has an address of its own.
+const FEATURE_MAC: u64 = 1 << 5;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+/// Most entries of each queue, and so frames in flight.
+const QUEUE_SIZE: u32 = 256;
+/// `struct virtio_net_hdr` (section 5.1.6): all zeroes, as nothing is offloaded.
+const HEADER_BYTES: usize = 12;
+/// Frames with their header fit.
 const BUFFER_BYTES: usize = 2048;
+/// Largest frame that is sent as it is.
+pub const RAW_FRAME_BYTES: usize = BUFFER_BYTES - HEADER_BYTES;
 /// Largest Ethernet frame that the stack sends.
 const FRAME_BYTES: usize = 1514;
 /// How long a frame may wait for room in the queue, in nanoseconds.
 const SEND_TIMEOUT_NS: u64 = 1_000_000_000;
-
-type Driver = VirtIONetRaw<Identity, MmioTransport<'static>, QUEUE_SIZE>;
-type Bytes = Box<[u8]>;
 
 /// Frames since the card was opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,38 +54,97 @@ pub struct Card {
 }
 
 struct Rings {
-    driver: Driver,
-    /// Buffers that the device has, by token.
-    receiving: Vec<Option<Bytes>>,
-    sending: Vec<Option<Bytes>>,
-    free: Vec<Bytes>,
-    header_bytes: usize,
+    registers: Registers,
+    receive: Side,
+    transmit: Side,
+    /// Buffers of the transmit side that the device does not have.
+    free: Vec<u16>,
     counters: Counters,
+}
+
+/// A queue, of which each descriptor has a buffer of its own.
+struct Side {
+    queue: Queue,
+    buffers: Buffer,
+    /// Whether the doorbell has to be rung.
+    unrung: bool,
+}
+
+/// A frame in its buffer.
+#[derive(Clone, Copy)]
+struct Place {
+    buffer: u16,
+    length: usize,
+}
+
+impl Side {
+    fn new(registers: Registers, index: u16) -> Result<Self, Failure> {
+        let size = registers.queue_size_max(index).min(QUEUE_SIZE) as u16;
+        if size == 0 {
+            return Err(format!("the card has no queue {index}").into());
+        }
+        let queue = Queue::new(index, size).ok_or("no memory for a queue")?;
+        let bytes = BUFFER_BYTES * usize::from(size);
+        let buffers = Buffer::uncleared(bytes).ok_or("no memory for frames")?;
+        registers.set_queue(index, size.into(), &queue.rings());
+        Ok(Self {
+            queue,
+            buffers,
+            unrung: false,
+        })
+    }
+
+    /// Gives a buffer to the device: to write to, or to send so many bytes of.
+    fn offer(&mut self, buffer: u16, length: usize, flags: u16) {
+        let address = self.buffers.address() + (BUFFER_BYTES * usize::from(buffer)) as u64;
+        let descriptor = Descriptor {
+            address,
+            length: length as u32,
+            flags,
+            next: 0,
+        };
+        self.queue.set_descriptor(buffer, descriptor);
+        self.queue.offer(buffer);
+        self.unrung = true;
+    }
+
+    /// A buffer's bytes; the device must not have it.
+    fn bytes(&mut self, buffer: u16) -> &mut [u8] {
+        &mut self.buffers.bytes()[BUFFER_BYTES * usize::from(buffer)..][..BUFFER_BYTES]
+    }
+
+    fn ring(&mut self, registers: Registers) {
+        if core::mem::take(&mut self.unrung) {
+            self.queue.notify(registers);
+        }
+    }
 }
 
 impl Card {
     /// Makes the device ready.
     pub fn open(found: Found) -> Result<Self, Failure> {
-        let transport = found
-            .transport()
-            .ok_or("the card is of a version that is not known")?;
-        let driver = Driver::new(transport).map_err(|error| format!("virtio-net: {error}"))?;
-        let mut header = [0; 64];
-        let header_bytes = driver
-            .fill_buffer_header(&mut header)
-            .map_err(|error| format!("virtio-net: {error}"))?;
-        let mac = Mac(driver.mac_address());
-        let mut rings = Rings {
-            driver,
-            receiving: (0..QUEUE_SIZE).map(|_| None).collect(),
-            sending: (0..QUEUE_SIZE).map(|_| None).collect(),
-            free: (0..QUEUE_SIZE).map(|_| buffer()).collect(),
-            header_bytes,
+        let registers = found.registers();
+        registers
+            .negotiate(VERSION_1 | FEATURE_MAC)
+            .ok_or("the card refuses its own features")?;
+        let mac = read_mac(registers);
+        let mut receive = Side::new(registers, RECEIVE)?;
+        let transmit = Side::new(registers, TRANSMIT)?;
+        registers.driver_ok();
+        for buffer in 0..receive.queue.size {
+            receive.offer(buffer, BUFFER_BYTES, flags::WRITE);
+        }
+        receive.ring(registers);
+        let free = (0..transmit.queue.size).collect();
+        let rings = Rings {
+            registers,
+            receive,
+            transmit,
+            free,
             counters: Counters::default(),
         };
-        (0..QUEUE_SIZE).for_each(|_| rings.give_to_receive(buffer()));
         Ok(Self {
-            registers: found.registers(),
+            registers,
             mac,
             rings: RefCell::new(rings),
         })
@@ -97,7 +162,12 @@ impl Card {
 
     /// Whether a frame has come that nobody has taken.
     pub fn has_received(&self) -> bool {
-        self.rings.borrow().driver.poll_receive().is_some()
+        self.rings.borrow().receive.queue.has_used()
+    }
+
+    /// Whether a frame that comes shall interrupt.
+    pub fn set_interrupts(&self, wanted: bool) {
+        self.rings.borrow().receive.queue.set_interrupts(wanted);
     }
 
     /// Says that what was there is seen, so that the next interrupt is a new one.
@@ -108,109 +178,93 @@ impl Card {
         }
     }
 
+    /// Tells the device of what it was given, unless it looks by itself.
+    pub fn flush(&self) {
+        self.rings.borrow_mut().ring();
+    }
+
     /// Takes a frame, whatever it is.
     pub fn receive_frame(&self) -> Option<Vec<u8>> {
         let mut rings = self.rings.borrow_mut();
-        let (buffer, length) = rings.take_received()?;
-        let frame = buffer[rings.header_bytes..][..length].to_vec();
-        rings.give_to_receive(buffer);
+        let place = rings.take_received()?;
+        let frame = rings.receive.bytes(place.buffer)[HEADER_BYTES..][..place.length].to_vec();
+        rings.give_back(place.buffer);
+        rings.ring();
         Some(frame)
     }
 
     /// Sends a frame as it is.
     pub fn send_frame(&self, frame: &[u8]) -> Result<(), Failure> {
-        let mut rings = self.rings.borrow_mut();
-        if frame.is_empty() || frame.len() > BUFFER_BYTES - rings.header_bytes {
-            return Err("a frame has 1 to 2036 bytes".into());
+        if frame.is_empty() || frame.len() > RAW_FRAME_BYTES {
+            return Err(format!("a frame has 1 to {RAW_FRAME_BYTES} bytes").into());
         }
-        if rings
-            .send(frame.len(), |bytes| bytes.copy_from_slice(frame))
-            .is_none()
-        {
-            return Err("the card takes no more frames".into());
-        }
-        Ok(())
+        let copy = |bytes: &mut [u8]| bytes.copy_from_slice(frame);
+        let sent = self.rings.borrow_mut().send(frame.len(), copy);
+        sent.ok_or_else(|| "the card takes no more frames".into())
     }
 }
 
-fn buffer() -> Bytes {
-    vec![0; BUFFER_BYTES].into_boxed_slice()
+impl Drop for Card {
+    /// Takes the queues away from the device before their memory goes.
+    fn drop(&mut self) {
+        self.registers.reset();
+    }
+}
+
+/// The first six bytes of the configuration space (section 5.1.4).
+pub fn read_mac(registers: Registers) -> Mac {
+    let [low, high] = [0, 4].map(|at| registers.read(offset::CONFIG + at).to_le_bytes());
+    Mac([low[0], low[1], low[2], low[3], high[0], high[1]])
 }
 
 impl Rings {
-    /// Gives the device a buffer for a frame to come.
-    fn give_to_receive(&mut self, mut buffer: Bytes) {
-        // SAFETY: the buffer is kept, untouched, until the device is done with it.
-        match unsafe { self.driver.receive_begin(&mut buffer) } {
-            Ok(token) => self.receiving[usize::from(token)] = Some(buffer),
-            Err(_) => self.counters.dropped += 1,
-        }
+    fn ring(&mut self) {
+        self.transmit.ring(self.registers);
+        self.receive.ring(self.registers);
     }
 
-    /// A frame with its virtio header, and the frame's length.
-    fn take_received(&mut self) -> Option<(Bytes, usize)> {
-        let token = self.driver.poll_receive()?;
-        let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
-        // SAFETY: the buffer that was given with this token.
-        match unsafe { self.driver.receive_complete(token, &mut buffer) } {
-            Ok((_, length)) if length <= BUFFER_BYTES - self.header_bytes => {
-                self.counters.received += 1;
-                Some((buffer, length))
-            }
-            _ => {
-                self.counters.dropped += 1;
-                self.give_to_receive(buffer);
-                None
-            }
-        }
+    /// A frame that came. Its buffer has to be given back.
+    fn take_received(&mut self) -> Option<Place> {
+        let used = self.receive.queue.take_used()?;
+        let buffer = used.head as u16 % self.receive.queue.size;
+        let length = (used.length as usize)
+            .min(BUFFER_BYTES)
+            .saturating_sub(HEADER_BYTES);
+        self.counters.received += 1;
+        Some(Place { buffer, length })
     }
 
-    /// Takes back the buffers of frames that are sent.
-    fn reclaim(&mut self) {
-        while let Some(token) = self.driver.poll_transmit() {
-            let place = self.sending.get_mut(usize::from(token));
-            let Some(buffer) = place.and_then(Option::take) else {
-                return;
-            };
-            // SAFETY: the buffer that was given with this token.
-            if unsafe { self.driver.transmit_complete(token, &buffer) }.is_err() {
-                return;
-            }
-            self.free.push(buffer);
-        }
+    /// Lets the device write the next frame into a buffer.
+    fn give_back(&mut self, buffer: u16) {
+        self.receive.offer(buffer, BUFFER_BYTES, flags::WRITE);
     }
 
     fn can_send(&mut self) -> bool {
-        self.reclaim();
-        !self.free.is_empty() && self.driver.can_send()
+        while let Some(used) = self.transmit.queue.take_used() {
+            self.free.push(used.head as u16 % self.transmit.queue.size);
+        }
+        !self.free.is_empty()
     }
 
     /// Sends a frame that `fill` makes; `None` if the device takes none for long.
     fn send<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        let start = clock::ticks();
-        while !self.can_send() {
-            if clock::nanoseconds(clock::ticks().wrapping_sub(start)) > SEND_TIMEOUT_NS {
-                self.counters.dropped += 1;
-                return None;
-            }
-            core::hint::spin_loop();
-        }
-        let mut buffer = self.free.pop()?;
-        self.driver.fill_buffer_header(&mut buffer).ok()?;
-        let result = fill(&mut buffer[self.header_bytes..][..length]);
-        let whole = &buffer[..self.header_bytes + length];
-        // `transmit_complete` looks at the address only, so that it may get the whole buffer.
-        // SAFETY: the buffer is kept, untouched, until the device is done with it.
-        match unsafe { self.driver.transmit_begin(whole) } {
-            Ok(token) => {
-                self.sending[usize::from(token)] = Some(buffer);
-                self.counters.sent += 1;
-            }
-            Err(_) => {
-                self.counters.dropped += 1;
-                self.free.push(buffer);
+        if !self.can_send() {
+            self.ring();
+            let start = clock::ticks();
+            while !self.can_send() {
+                if clock::nanoseconds(clock::ticks().wrapping_sub(start)) > SEND_TIMEOUT_NS {
+                    self.counters.dropped += 1;
+                    return None;
+                }
+                core::hint::spin_loop();
             }
         }
+        let buffer = self.free.pop()?;
+        let bytes = self.transmit.bytes(buffer);
+        bytes[..HEADER_BYTES].fill(0);
+        let result = fill(&mut bytes[HEADER_BYTES..][..length]);
+        self.transmit.offer(buffer, HEADER_BYTES + length, 0);
+        self.counters.sent += 1;
         Some(result)
     }
 }
@@ -220,23 +274,14 @@ impl phy::Device for Card {
     type TxToken<'a> = Room<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Room<'_>)> {
-        let (buffer, length) = self.rings.borrow_mut().take_received()?;
+        let place = self.rings.borrow_mut().take_received()?;
         let rings = &self.rings;
-        Some((
-            Received {
-                rings,
-                buffer: Some(buffer),
-                length,
-            },
-            Room { rings },
-        ))
+        Some((Received { rings, place }, Room { rings }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Room<'_>> {
-        self.rings
-            .borrow_mut()
-            .can_send()
-            .then_some(Room { rings: &self.rings })
+        let can_send = self.rings.borrow_mut().can_send();
+        can_send.then_some(Room { rings: &self.rings })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -250,23 +295,26 @@ impl phy::Device for Card {
 /// A frame for smoltcp.
 pub struct Received<'a> {
     rings: &'a RefCell<Rings>,
-    buffer: Option<Bytes>,
-    length: usize,
+    place: Place,
 }
 
 impl phy::RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let start = self.rings.borrow().header_bytes;
-        let frame = self.buffer.as_deref().unwrap_or(&[]);
-        f(frame.get(start..start + self.length).unwrap_or(&[]))
+        // A copy, as the answer is sent through the same cell while `f` runs.
+        let mut frame = [0; BUFFER_BYTES];
+        let frame = &mut frame[..self.place.length];
+        let start = HEADER_BYTES;
+        let mut rings = self.rings.borrow_mut();
+        let bytes = rings.receive.bytes(self.place.buffer);
+        frame.copy_from_slice(&bytes[start..start + self.place.length]);
+        drop(rings);
+        f(frame)
     }
 }
 
 impl Drop for Received<'_> {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.rings.borrow_mut().give_to_receive(buffer);
-        }
+        self.rings.borrow_mut().give_back(self.place.buffer);
     }
 }
 
@@ -277,10 +325,12 @@ pub struct Room<'a> {
 
 impl phy::TxToken for Room<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut rings = self.rings.borrow_mut();
         let mut f = Some(f);
-        if length <= BUFFER_BYTES - rings.header_bytes {
-            let sent = rings.send(length, |bytes| f.take().map(|f| f(bytes)));
+        if length <= RAW_FRAME_BYTES {
+            let sent = self
+                .rings
+                .borrow_mut()
+                .send(length, |bytes| f.take().map(|f| f(bytes)));
             if let Some(Some(result)) = sent {
                 return result;
             }

@@ -108,10 +108,12 @@ impl Stack {
     fn step(&mut self) -> bool {
         let frames = |card: &Card| card.counters().received + card.counters().sent;
         let before = frames(&self.card);
+        self.card.set_interrupts(false);
         let result = self
             .interface
             .poll(instant(), &mut self.card, &mut self.sockets);
         let served = services::step(&mut self.services, &mut self.sockets);
+        self.card.flush();
         result == PollResult::SocketStateChanged || served || frames(&self.card) != before
     }
 
@@ -130,6 +132,7 @@ impl Stack {
 
     /// For how long the CPU may be given up, at most `limit`, in nanoseconds.
     fn rest(&mut self, limit: u64) -> u64 {
+        self.card.set_interrupts(true);
         self.card.acknowledge();
         if self.card.has_received() {
             return 0;

@@ -128,12 +128,23 @@ impl Queue {
         }
     }
 
+    /// Whether the device shall interrupt. To be followed by a look at the used ring.
+    pub fn set_interrupts(&self, wanted: bool) {
+        self.write_available(0, if wanted { 0 } else { NO_INTERRUPT });
+        // The flag must be visible before the ring is looked at.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the used ring has an entry that was not taken.
+    pub fn has_used(&self) -> bool {
+        // SAFETY: the used ring's index, which the device writes.
+        let index = unsafe { (self.rings.used as *const u16).add(1).read_volatile() };
+        index != self.next_used
+    }
+
     /// Takes the next entry of the used ring.
     pub fn take_used(&mut self) -> Option<Used> {
-        let used = self.rings.used as *const u16;
-        // SAFETY: the used ring's index, which the device writes.
-        let index = unsafe { used.add(1).read_volatile() };
-        if index == self.next_used {
+        if !self.has_used() {
             return None;
         }
         fence(Ordering::Acquire);
