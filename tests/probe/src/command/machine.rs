@@ -157,8 +157,8 @@ fn memory(_: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result<(), F
     }
 }
 
-/// What of a range is free, in whole pages: all that is behind the heap, or above 4 GiB but for
-/// the buffer that disk commands use there.
+/// What of a range is free, in whole pages: what is behind the heap. The buffer that disk commands
+/// use above 4 GiB is empty between commands.
 fn behind_the_heap(range: MemoryRange) -> MemoryRange {
     let (heap_start, heap_bytes) = heap::range();
     let end = range.start.saturating_add(range.length);
