@@ -236,6 +236,12 @@ impl std::error::Error for ApiError {}
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
+        if error.is_disk_full() {
+            return Self::new(
+                Reason::InsufficientVolumeCapacity,
+                "the host's disk has no room left (for the database)",
+            );
+        }
         Self::internal("using the database", full_cause(&error))
     }
 }

@@ -124,7 +124,6 @@ pub fn volume(view: VolumeView) -> v1::Volume {
         VolumeState::Available => v1::VolumeState::Available,
         VolumeState::InUse => v1::VolumeState::InUse,
         VolumeState::Deleting => v1::VolumeState::Deleting,
-        VolumeState::Error => v1::VolumeState::Error,
     };
     v1::Volume {
         volume_id: volume.id,

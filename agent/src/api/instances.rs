@@ -28,9 +28,6 @@ use crate::{
 /// Longest time a guest may be given to shut down, in seconds.
 const MAX_STOP_SECONDS: u32 = 3600;
 
-/// Largest piece that a caller may type at once, in bytes.
-const MAX_TYPED: usize = 64 << 10;
-
 /// Pieces of console traffic that may wait.
 const WAITING: usize = 64;
 
@@ -225,8 +222,7 @@ impl InstanceService for InstanceApi {
         tokio::spawn(async move {
             while let Ok(Some(message)) = input.message().await {
                 // Whatever else comes is not typing; a later `open` has no meaning.
-                if let Some(v1::console_input::Input::Data(mut data)) = message.input {
-                    data.truncate(MAX_TYPED);
+                if let Some(v1::console_input::Input::Data(data)) = message.input {
                     if typing.send(data).await.is_err() {
                         return;
                     }

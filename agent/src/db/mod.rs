@@ -21,7 +21,7 @@ use std::{
     thread,
 };
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
@@ -57,6 +57,16 @@ pub enum DbError {
     /// No thread could be started.
     #[error("starting the database thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl DbError {
+    /// Whether the file system is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => error.sqlite_error_code() == Some(ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
 }
 
 /// Result of database work.

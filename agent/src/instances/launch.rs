@@ -327,3 +327,225 @@ fn joined_args(of_image: &str, extra: &str) -> ApiResult<String> {
     }
     Ok(joined)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::Db;
+
+    const IMAGE: &str = "img-0123456789abcdef0";
+    const MEMORY: Memory = Memory {
+        total: 16 << 30,
+        available: 16 << 30,
+    };
+
+    async fn database(dir: &tempfile::TempDir) -> Db {
+        let db = Db::open(&dir.path().join("db")).expect("open");
+        let mut image = Image {
+            seq: 0,
+            id: IMAGE.to_owned(),
+            owner: LOCAL_OWNER.to_owned(),
+            name: "base".to_owned(),
+            description: String::new(),
+            state: ImageState::Available,
+            architecture: "x86_64".to_owned(),
+            kernel: "k".to_owned(),
+            initrd: None,
+            kernel_args: "console=ttyS0".to_owned(),
+            has_root: true,
+            root_size_bytes: GIB,
+            create_time: Millis(0),
+            tags: Vec::new(),
+            client_token: String::new(),
+        };
+        db.write(move |tx| db::images::insert(tx, &mut image))
+            .await
+            .expect("insert");
+        db
+    }
+
+    fn request() -> LaunchRequest {
+        LaunchRequest {
+            image_id: IMAGE.to_owned(),
+            instance_type: "m.medium".to_owned(),
+            min_count: 0,
+            max_count: 0,
+            disks: Vec::new(),
+            user_data: String::new(),
+            tags: Vec::new(),
+            client_token: String::new(),
+            token: None,
+            dry_run: false,
+            extra_kernel_args: "quiet".to_owned(),
+            vcpus: 0,
+            memory_mib: 0,
+        }
+    }
+
+    async fn launch(db: &Db, request: LaunchRequest) -> ApiResult<Launched> {
+        let types = Catalogue::load("/nonexistent".as_ref()).expect("built in");
+        let shape = request.check(&types)?;
+        db.write(move |tx| request.commit(tx, &shape, &MEMORY))
+            .await
+    }
+
+    async fn count(db: &Db) -> (usize, usize) {
+        db.read(|c| {
+            Ok::<_, db::DbError>((db::instances::ids(c)?.len(), db::volumes::ids(c)?.len()))
+        })
+        .await
+        .expect("count")
+    }
+
+    #[tokio::test]
+    async fn a_launch_is_as_many_rows_as_fit_between_the_least_and_the_most() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let db = database(&dir).await;
+        // 4 GiB each, and a little of 16 GiB is reserved: 3 fit.
+        let request = LaunchRequest {
+            min_count: 2,
+            max_count: 10,
+            ..request()
+        };
+        let Ok(Launched::New(instances)) = launch(&db, request.clone()).await else {
+            panic!("3 fit")
+        };
+        assert_eq!(instances.len(), 3);
+        assert_eq!(instances[0].kernel_args, "console=ttyS0 quiet");
+        assert_eq!(count(&db).await, (3, 3));
+        let full = launch(&db, request).await.expect_err("no room");
+        assert_eq!(full.reason(), Reason::InsufficientInstanceCapacity);
+        assert_eq!(count(&db).await, (3, 3));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_and_a_refused_request_leave_no_rows() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let db = database(&dir).await;
+        let dry = LaunchRequest {
+            dry_run: true,
+            ..request()
+        };
+        let error = launch(&db, dry).await.expect_err("dry");
+        assert_eq!(error.reason(), Reason::DryRunOperation);
+        let missing = DiskRequest {
+            volume_id: "vol-0123456789abcdef0".to_owned(),
+            ..Default::default()
+        };
+        let request = LaunchRequest {
+            disks: vec![missing],
+            ..request()
+        };
+        let error = launch(&db, request).await.expect_err("no such volume");
+        assert_eq!(error.reason(), Reason::VolumeNotFound);
+        assert_eq!(error.fields(), ["block_devices[0].volume_id"]);
+        assert_eq!(count(&db).await, (0, 0));
+        let events = db
+            .read(|c| db::events::after(c, 0, 10))
+            .await
+            .expect("events");
+        assert_eq!(events.len(), 1, "only the image's");
+    }
+
+    #[tokio::test]
+    async fn a_repeated_launch_with_the_same_token_makes_nothing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let db = database(&dir).await;
+        let wire = hearth_proto::v1::RunInstancesRequest::default();
+        let token = ClientToken::of(LOCAL_OWNER, "RunInstances", "t", "client_token", &wire);
+        let request = LaunchRequest {
+            token: token.expect("valid"),
+            ..request()
+        };
+        let Ok(Launched::New(first)) = launch(&db, request.clone()).await else {
+            panic!("new")
+        };
+        let Ok(Launched::Earlier(ids)) = launch(&db, request).await else {
+            panic!("earlier")
+        };
+        assert_eq!(ids, [first[0].id.clone()]);
+        assert_eq!(count(&db).await, (1, 1));
+    }
+
+    #[test]
+    fn impossible_requests_name_their_field() {
+        let types = Catalogue::load("/nonexistent".as_ref()).expect("built in");
+        let cases = [
+            (
+                "image_id",
+                LaunchRequest {
+                    image_id: String::new(),
+                    ..request()
+                },
+            ),
+            (
+                "image_id",
+                LaunchRequest {
+                    image_id: "img/../x".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "instance_type",
+                LaunchRequest {
+                    instance_type: "a/b".to_owned(),
+                    ..request()
+                },
+            ),
+            (
+                "min_count",
+                LaunchRequest {
+                    min_count: 2,
+                    max_count: 1,
+                    ..request()
+                },
+            ),
+            (
+                "max_count",
+                LaunchRequest {
+                    max_count: 101,
+                    ..request()
+                },
+            ),
+            (
+                "min_count",
+                LaunchRequest {
+                    min_count: u32::MAX,
+                    max_count: 1,
+                    ..request()
+                },
+            ),
+            (
+                "user_data",
+                LaunchRequest {
+                    user_data: "x".repeat(16_385),
+                    ..request()
+                },
+            ),
+            (
+                "vcpus",
+                LaunchRequest {
+                    vcpus: 33,
+                    ..request()
+                },
+            ),
+            (
+                "memory_mib",
+                LaunchRequest {
+                    memory_mib: u64::MAX,
+                    ..request()
+                },
+            ),
+            (
+                "memory_mib",
+                LaunchRequest {
+                    memory_mib: 30,
+                    ..request()
+                },
+            ),
+        ];
+        for (field, request) in cases {
+            assert_eq!(request.check(&types).expect_err(field).fields(), [field]);
+        }
+    }
+}

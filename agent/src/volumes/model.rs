@@ -22,7 +22,6 @@ crate::db::state_names! {
         Available = "available",
         InUse = "in-use",
         Deleting = "deleting",
-        Error = "error",
     }
 }
 
