@@ -222,10 +222,10 @@ impl InstanceService for InstanceApi {
         tokio::spawn(async move {
             while let Ok(Some(message)) = input.message().await {
                 // Whatever else comes is not typing; a later `open` has no meaning.
-                if let Some(v1::console_input::Input::Data(data)) = message.input {
-                    if typing.send(data).await.is_err() {
-                        return;
-                    }
+                if let Some(v1::console_input::Input::Data(data)) = message.input
+                    && typing.send(data).await.is_err()
+                {
+                    return;
                 }
             }
         });
