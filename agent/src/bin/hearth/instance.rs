@@ -23,7 +23,7 @@ use crate::{
 #[derive(Subcommand)]
 pub enum InstanceCommand {
     /// Make instances from an image and start them.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List instances.
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -97,7 +97,7 @@ pub async fn dispatch(
     command: InstanceCommand,
 ) -> Result<(), Failure> {
     match command {
-        InstanceCommand::Run(args) => run::run(client, output, args).await,
+        InstanceCommand::Run(args) => run::run(client, output, *args).await,
         InstanceCommand::List(args) => list(client, output, args).await,
         InstanceCommand::Show(args) => show(client, output, args).await,
         InstanceCommand::Start(args) => start(client, output, args).await,
@@ -202,6 +202,11 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
             line
         })
         .collect();
+    let taps: Vec<String> = instance
+        .tap_interfaces
+        .iter()
+        .map(|interface| format!("{} {}", interface.tap_name, interface.mac_address))
+        .collect();
     let tags: Vec<String> = instance
         .tags
         .iter()
@@ -221,6 +226,7 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
         ("Memory", human::bytes(instance.memory_bytes)),
         ("Disks", disks.join("\n")),
         ("Kernel arguments", instance.kernel_args.clone()),
+        ("Taps", taps.join("\n")),
         (
             "Launched",
             human::time_and_age(instance.launch_time.as_ref()),
