@@ -59,6 +59,8 @@ reasons! {
     ImageNameMalformed = "InvalidAMIName.Malformed", InvalidArgument;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
+    /// The tap is another instance's.
+    NetworkInterfaceInUse = "InvalidNetworkInterface.InUse", FailedPrecondition;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's state does not allow it.

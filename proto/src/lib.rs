@@ -9,5 +9,4 @@ pub mod v1 {
 }
 
 /// The encoded `FileDescriptorSet` of `hearth.v1`, for server reflection and for generic clients.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/hearth_v1.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hearth_v1.bin"));

@@ -1,7 +1,7 @@
 //! The ways into a kernel, and several vCPUs.
 
 use anyhow::{Context, Result, ensure};
-use hearth_proto::v1::InstanceState;
+use hearth_proto::v1::{BootProtocol, InstanceState};
 use hearth_tests::{GuestImage, Hearth, SMP_BOOT, needs_kvm, tiny};
 
 /// Boots an image whose initrd says hello and powers off.
@@ -46,6 +46,28 @@ async fn a_bzimage_with_an_initrd_boots() -> Result<()> {
 async fn an_elf_kernel_with_an_initrd_boots() -> Result<()> {
     needs_kvm!();
     says_hello_and_powers_off(&GuestImage::elf_and_initrd()?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_elf_kernel_boots_through_its_pvh_entry() -> Result<()> {
+    needs_kvm!();
+    let mut image = GuestImage::elf_and_initrd()?;
+    image.header.boot_protocol = BootProtocol::Pvh.into();
+    says_hello_and_powers_off(&image).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bzimage_has_no_pvh_entry_and_the_instance_says_so() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut image = GuestImage::bzimage_and_initrd()?;
+    image.header.boot_protocol = BootProtocol::Pvh.into();
+    let image_id = hearth.import(&image).await?;
+    let guest = hearth.run(&image_id, |_| {}).await?;
+    let ended = guest.wait_state(InstanceState::Terminated).await?;
+    let reason = ended.state_reason.context("no reason")?;
+    ensure!(reason.message.contains("no PVH entry"), "{reason:?}");
+    hearth.finish().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

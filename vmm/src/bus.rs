@@ -11,11 +11,13 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+type Entry = (Range<u64>, Arc<Mutex<dyn BusDevice>>);
+
 /// Devices by address range; one for ports, one for memory.
 #[derive(Clone, Default)]
 pub struct Bus {
     // Sorted by start; ranges do not overlap.
-    devices: Vec<(Range<u64>, Arc<Mutex<dyn BusDevice>>)>,
+    devices: Vec<Entry>,
 }
 
 impl Bus {

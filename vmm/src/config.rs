@@ -186,7 +186,8 @@ impl DiskConfig {
 }
 
 impl NetConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every figure.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let tap = || self.tap.clone();
         // As the kernel's dev_valid_name, but for "%", of which it makes a number.
         let bad = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();

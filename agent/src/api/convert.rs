@@ -8,7 +8,7 @@ use crate::{
     events::Event,
     images::{
         file::DeclaredFile,
-        model::{Image, ImageState},
+        model::{BootProtocol, Image, ImageState},
     },
     instances::{InstanceView, driver::Change, state::InstanceState},
     tags::Tag,
@@ -45,6 +45,18 @@ pub fn disk_format(format: i32, field: &str) -> ApiResult<Option<DiskFormat>> {
         Err(_) => Err(ApiError::invalid(
             field,
             format!("{format} is not a disk format"),
+        )),
+    }
+}
+
+pub fn boot_protocol(protocol: i32, field: &str) -> ApiResult<BootProtocol> {
+    match v1::BootProtocol::try_from(protocol) {
+        Ok(v1::BootProtocol::Unspecified) => Ok(BootProtocol::Auto),
+        Ok(v1::BootProtocol::Linux64) => Ok(BootProtocol::Linux64),
+        Ok(v1::BootProtocol::Pvh) => Ok(BootProtocol::Pvh),
+        Err(_) => Err(ApiError::invalid(
+            field,
+            format!("{protocol} is not a boot protocol"),
         )),
     }
 }
@@ -90,6 +102,14 @@ pub fn instance(view: InstanceView) -> v1::Instance {
         user_data: instance.user_data,
         vmm_pid: instance.vmm_pid.unwrap_or(0),
         root_device_name: instance.root_device.unwrap_or_default(),
+        tap_interfaces: instance
+            .interfaces
+            .into_iter()
+            .map(|interface| v1::TapInterface {
+                tap_name: interface.tap,
+                mac_address: interface.mac,
+            })
+            .collect(),
     }
 }
 
@@ -158,6 +178,12 @@ pub fn image(image: Image) -> v1::Image {
         state: state.into(),
         architecture: image.architecture,
         kernel_args: image.kernel_args,
+        boot_protocol: match image.boot_protocol {
+            BootProtocol::Auto => v1::BootProtocol::Unspecified,
+            BootProtocol::Linux64 => v1::BootProtocol::Linux64,
+            BootProtocol::Pvh => v1::BootProtocol::Pvh,
+        }
+        .into(),
         has_initrd: image.initrd.is_some(),
         has_root: image.has_root,
         root_size_bytes: image.root_size_bytes,

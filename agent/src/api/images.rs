@@ -36,11 +36,13 @@ fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
         Some(root) => convert::disk_format(root.format, "header.root.format")?,
         None => None,
     };
+    let boot_protocol = convert::boot_protocol(header.boot_protocol, "header.boot_protocol")?;
     Ok(ImportRequest {
         name: header.name,
         description: header.description,
         architecture: header.architecture,
         kernel_args: header.kernel_args,
+        boot_protocol,
         kernel: header.kernel.map(convert::declared),
         initrd: header.initrd.map(convert::declared),
         root: header.root.map(convert::declared),

@@ -19,7 +19,7 @@ use crate::{
         disks::DiskRequest,
         driver::Change,
         launch::LaunchRequest,
-        model::Instance,
+        model::{Instance, Interface},
         state::{Asked, InstanceState},
     },
     tokens::ClientToken,
@@ -75,6 +75,14 @@ impl InstanceApi {
             extra_kernel_args: request.extra_kernel_args,
             vcpus: request.vcpus,
             memory_mib: request.memory_mib,
+            interfaces: request
+                .tap_interfaces
+                .into_iter()
+                .map(|interface| Interface {
+                    tap: interface.tap_name,
+                    mac: interface.mac_address,
+                })
+                .collect(),
         })
     }
 }

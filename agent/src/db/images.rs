@@ -10,7 +10,8 @@ use crate::{
 };
 
 const SELECT: &str = "SELECT seq, id, owner, name, description, state, architecture, kernel,
-    initrd, kernel_args, has_root, root_size_bytes, create_time, tags, client_token FROM images";
+    initrd, kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
+    boot_protocol FROM images";
 
 const STATE_EVENT: &str = "image.state";
 
@@ -18,9 +19,11 @@ const STATE_EVENT: &str = "image.state";
 pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO images (id, owner, name, description, state, architecture, kernel, initrd,
-            kernel_args, has_root, root_size_bytes, create_time, tags, client_token)
+            kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
+            boot_protocol)
          VALUES (:id, :owner, :name, :description, :state, :architecture, :kernel, :initrd,
-            :kernel_args, :has_root, :root_size_bytes, :create_time, :tags, :client_token)",
+            :kernel_args, :has_root, :root_size_bytes, :create_time, :tags, :client_token,
+            :boot_protocol)",
     )?
     .execute(named_params! {
         ":id": image.id,
@@ -37,6 +40,7 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
         ":create_time": image.create_time.0,
         ":tags": to_json(&image.tags)?,
         ":client_token": image.client_token,
+        ":boot_protocol": image.boot_protocol,
     })?;
     image.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -168,5 +172,6 @@ fn image(row: &Row<'_>) -> rusqlite::Result<Image> {
         create_time: Millis(row.get(12)?),
         tags: Vec::new(),
         client_token: row.get(14)?,
+        boot_protocol: row.get(15)?,
     })
 }

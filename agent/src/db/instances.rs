@@ -15,7 +15,8 @@ use crate::{
 /// Columns in the order in which [`raw`] reads them.
 const SELECT: &str = "SELECT seq, id, owner, image_id, instance_type, state, reason_code,
     reason_message, vcpus, memory_bytes, kernel, initrd, kernel_args, user_data, tags,
-    client_token, root_device, launch_time, launched, operation, vmm_pid, ended FROM instances";
+    client_token, root_device, launch_time, launched, operation, vmm_pid, ended,
+    boot_protocol, interfaces FROM instances";
 
 /// Type of the events about states.
 pub const STATE_EVENT: &str = "instance.state";
@@ -25,10 +26,12 @@ pub fn insert(tx: &mut Tx<'_>, instance: &mut Instance) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO instances (id, owner, image_id, instance_type, state, reason_code,
             reason_message, vcpus, memory_bytes, kernel, initrd, kernel_args, user_data, tags,
-            client_token, root_device, launch_time, launched, operation, vmm_pid, ended)
+            client_token, root_device, launch_time, launched, operation, vmm_pid, ended,
+            boot_protocol, interfaces)
          VALUES (:id, :owner, :image_id, :instance_type, :state, :reason_code, :reason_message,
             :vcpus, :memory_bytes, :kernel, :initrd, :kernel_args, :user_data, :tags,
-            :client_token, :root_device, :launch_time, :launched, :operation, :vmm_pid, :ended)",
+            :client_token, :root_device, :launch_time, :launched, :operation, :vmm_pid, :ended,
+            :boot_protocol, :interfaces)",
     )?
     .execute(named_params! {
         ":id": instance.id,
@@ -52,6 +55,8 @@ pub fn insert(tx: &mut Tx<'_>, instance: &mut Instance) -> DbResult<()> {
         ":operation": to_json(&instance.operation)?,
         ":vmm_pid": instance.vmm_pid,
         ":ended": instance.ended.map(|time| time.0),
+        ":boot_protocol": instance.boot_protocol,
+        ":interfaces": to_json(&instance.interfaces)?,
     })?;
     instance.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -178,6 +183,7 @@ struct Raw {
     instance: Instance,
     tags: String,
     operation: String,
+    interfaces: String,
 }
 
 impl Raw {
@@ -185,6 +191,7 @@ impl Raw {
         Ok(Instance {
             tags: from_json(&self.tags)?,
             operation: from_json(&self.operation)?,
+            interfaces: from_json(&self.interfaces)?,
             ..self.instance
         })
     }
@@ -218,8 +225,11 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
             operation: crate::instances::model::Operation::None,
             vmm_pid: row.get(20)?,
             ended: row.get::<_, Option<i64>>(21)?.map(Millis),
+            boot_protocol: row.get(22)?,
+            interfaces: Vec::new(),
         },
         tags: row.get(14)?,
         operation: row.get(19)?,
+        interfaces: row.get(23)?,
     })
 }

@@ -10,7 +10,7 @@ use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource};
 use super::{
     file::{self, DeclaredFile, Received},
     get, kernel,
-    model::{Image, ImageState},
+    model::{BootProtocol, Image, ImageState},
     remove_root, snapshot_id,
 };
 use crate::{
@@ -42,6 +42,7 @@ pub struct ImportRequest {
     pub description: String,
     pub architecture: String,
     pub kernel_args: String,
+    pub boot_protocol: BootProtocol,
     pub kernel: Option<DeclaredFile>,
     pub initrd: Option<DeclaredFile>,
     pub root: Option<DeclaredFile>,
@@ -180,6 +181,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         kernel: String::new(),
         initrd: None,
         kernel_args: request.kernel_args.clone(),
+        boot_protocol: request.boot_protocol,
         has_root: request.root.is_some(),
         root_size_bytes: 0,
         create_time: Millis::now(),
@@ -335,6 +337,7 @@ mod tests {
             description: String::new(),
             architecture: String::new(),
             kernel_args: "console=ttyS0".to_owned(),
+            boot_protocol: BootProtocol::Auto,
             kernel: Some(DeclaredFile {
                 length_bytes: 1,
                 sha256: String::new(),

@@ -12,6 +12,15 @@ crate::db::state_names! {
     }
 }
 
+crate::db::state_names! {
+    /// How the image's kernel is entered.
+    BootProtocol {
+        Auto = "auto",
+        Linux64 = "linux64",
+        Pvh = "pvh",
+    }
+}
+
 /// One image: one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -28,6 +37,7 @@ pub struct Image {
     /// SHA-256 of the initrd.
     pub initrd: Option<String>,
     pub kernel_args: String,
+    pub boot_protocol: BootProtocol,
     /// Whether the volume store has a snapshot of the image's id.
     pub has_root: bool,
     pub root_size_bytes: u64,

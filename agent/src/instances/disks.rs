@@ -176,6 +176,7 @@ mod tests {
             kernel: "k".to_owned(),
             initrd: None,
             kernel_args: String::new(),
+            boot_protocol: crate::images::model::BootProtocol::Auto,
             has_root: root_gib > 0,
             root_size_bytes: root_gib * GIB,
             create_time: Millis(0),

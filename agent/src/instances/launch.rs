@@ -19,7 +19,8 @@ use crate::{
 
 use super::{
     disks::{self, DiskRequest, DiskSource},
-    model::{Instance, Operation, StateReason},
+    interfaces,
+    model::{Instance, Interface, Operation, StateReason},
     state::InstanceState,
 };
 
@@ -49,6 +50,7 @@ pub struct LaunchRequest {
     pub extra_kernel_args: String,
     pub vcpus: u32,
     pub memory_mib: u64,
+    pub interfaces: Vec<Interface>,
 }
 
 /// What a request comes to before the database is asked.
@@ -95,6 +97,7 @@ impl LaunchRequest {
         }
         tags::check(&self.tags, "tags")?;
         check_kernel_args(&self.extra_kernel_args, "extra_kernel_args")?;
+        interfaces::check(&self.interfaces, max_count)?;
         Ok(Shape {
             instance_type: name.to_owned(),
             vcpus,
@@ -168,6 +171,7 @@ impl LaunchRequest {
             ));
         }
         let kernel_args = joined_args(&image.kernel_args, &self.extra_kernel_args)?;
+        interfaces::check_free(tx, &self.interfaces)?;
         let disks = disks::plan(&image, &self.disks, shape.max_count)?;
         let committed = db::instances::committed_memory(tx)?;
         let room = memory.room_for(shape.memory_bytes, committed);
@@ -201,9 +205,11 @@ impl LaunchRequest {
     }
 
     fn instance(&self, shape: &Shape, image: &Image, kernel_args: &str) -> ApiResult<Instance> {
+        let id = Kind::Instance.new_id()?;
         Ok(Instance {
             seq: 0,
-            id: Kind::Instance.new_id()?,
+            interfaces: interfaces::for_instance(&self.interfaces, &id),
+            id,
             owner: LOCAL_OWNER.to_owned(),
             image_id: image.id.clone(),
             instance_type: shape.instance_type.clone(),
@@ -214,6 +220,7 @@ impl LaunchRequest {
             kernel: image.kernel.clone(),
             initrd: image.initrd.clone(),
             kernel_args: kernel_args.to_owned(),
+            boot_protocol: image.boot_protocol,
             user_data: self.user_data.clone(),
             tags: self.tags.clone(),
             client_token: self.client_token.clone(),
@@ -352,6 +359,7 @@ mod tests {
             kernel: "k".to_owned(),
             initrd: None,
             kernel_args: "console=ttyS0".to_owned(),
+            boot_protocol: crate::images::model::BootProtocol::Auto,
             has_root: true,
             root_size_bytes: GIB,
             create_time: Millis(0),
@@ -379,6 +387,7 @@ mod tests {
             extra_kernel_args: "quiet".to_owned(),
             vcpus: 0,
             memory_mib: 0,
+            interfaces: Vec::new(),
         }
     }
 

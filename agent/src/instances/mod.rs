@@ -1,7 +1,7 @@
 //! Instances: micro-VMs from RunInstances to terminated.
 //!
 //! - [`state`]: the life of an instance, drawn, and what is legal when
-//! - [`launch`], [`disks`], [`devices`]: what a request comes to
+//! - [`launch`], [`disks`], [`devices`], [`interfaces`]: what a request comes to
 //! - [`driver`]: lives the life; one task per instance
 //! - [`start`], [`cleanup`]: its beginning and its end on the host
 //! - [`vmm`]: the VMM processes
@@ -10,6 +10,7 @@ mod cleanup;
 pub mod devices;
 pub mod disks;
 pub mod driver;
+pub mod interfaces;
 pub mod launch;
 pub mod model;
 pub mod start;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::InstanceState;
-use crate::{tags::Tag, time::Millis};
+use crate::{images::model::BootProtocol, tags::Tag, time::Millis};
 
 /// One instance: one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Instance {
     /// SHA-256 of the initrd.
     pub initrd: Option<String>,
     pub kernel_args: String,
+    pub boot_protocol: BootProtocol,
+    pub interfaces: Vec<Interface>,
     pub user_data: String,
     pub tags: Vec<Tag>,
     pub client_token: String,
@@ -38,6 +40,14 @@ pub struct Instance {
     pub vmm_pid: Option<u32>,
     /// When it was terminated.
     pub ended: Option<Millis>,
+}
+
+/// A network interface on a tap that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    pub tap: String,
+    /// Six bytes in hexadecimal with colons.
+    pub mac: String,
 }
 
 /// What is under way with an instance, beyond its state.

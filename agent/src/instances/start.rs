@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use hearth_vmm::config::{
-    BootConfig, BootProtocol, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
+    self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
 };
 
 use super::{
+    interfaces,
     model::Instance,
     vmm::{
         adopt::{Found, adopt},
@@ -18,6 +19,7 @@ use crate::{
     context::Context,
     db,
     error::{ApiResult, full_cause},
+    images::model::BootProtocol,
     volumes::{
         self,
         model::{Volume, VolumeState},
@@ -73,7 +75,11 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
             kernel: kernels.join(&instance.kernel),
             initrd: instance.initrd.as_ref().map(|digest| kernels.join(digest)),
             kernel_args: instance.kernel_args.clone(),
-            protocol: BootProtocol::Auto,
+            protocol: match instance.boot_protocol {
+                BootProtocol::Auto => config::BootProtocol::Auto,
+                BootProtocol::Linux64 => config::BootProtocol::Linux64,
+                BootProtocol::Pvh => config::BootProtocol::Pvh,
+            },
         },
         disks: volumes
             .iter()
@@ -85,7 +91,7 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 queues: 0,
             })
             .collect(),
-        nets: Vec::new(),
+        nets: interfaces::configs(instance),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })

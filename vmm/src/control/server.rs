@@ -73,7 +73,7 @@ pub fn bind(run_dir: &Path) -> io::Result<UnixListener> {
         .join(dir.as_raw_fd().to_string())
         .join(run_files::CONTROL_SOCKET);
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => UnixListener::bind(&path),
     }
 }

@@ -1,6 +1,8 @@
 //! Whole machines on `/dev/kvm`, with guests of a few instructions: how each boot protocol enters
 //! the guest, and how each kind of end is told.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
 mod guests;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    DeregisterImageRequest, DescribeImagesResponse, DiskFormat, Filter, Image, ImageFile,
-    ImportImageHeader, ImportImageRequest, Tag, import_image_request::Message,
+    BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, Filter, Image,
+    ImageFile, ImportImageHeader, ImportImageRequest, Tag, import_image_request::Message,
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     failure::{Failure, flags, rpc_with_flags},
     filters::{parse_filter, parse_tag},
     human,
-    image_files::{FileToSend, ImageFiles, format_of, parse_format},
+    image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
     output::{self, Output},
     upload::{self, Upload},
 };
@@ -56,6 +56,9 @@ pub struct ImportArgs {
     /// Kernel arguments.
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     kernel_args: Option<String>,
+    /// How the kernel is entered; by default the Linux boot protocol.
+    #[arg(long, value_name = "linux64|pvh", value_parser = parse_boot_protocol)]
+    boot_protocol: Option<BootProtocol>,
     /// Words for people.
     #[arg(long)]
     description: Option<String>,
@@ -99,6 +102,7 @@ pub async fn dispatch(
 
 async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result<(), Failure> {
     let format = args.format;
+    let boot_protocol = args.boot_protocol.unwrap_or(BootProtocol::Unspecified);
     let (files, tags, client_token) = files(args)?;
     let mut upload = Upload::new();
     let kernel = image_file(&mut upload, files.kernel, DiskFormat::Unspecified).await?;
@@ -118,6 +122,7 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         description: files.description,
         architecture: files.architecture,
         kernel_args: files.kernel_args,
+        boot_protocol: boot_protocol.into(),
         kernel: Some(kernel),
         initrd,
         root,
@@ -146,6 +151,7 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
                 ("header.root", "--root"),
                 ("kernel_args", "--kernel-args"),
                 ("header.kernel_args", "--kernel-args"),
+                ("header.boot_protocol", "--boot-protocol"),
             ]),
         )
     });

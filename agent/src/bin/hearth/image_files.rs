@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use hearth_proto::v1::DiskFormat;
+use hearth_proto::v1::{BootProtocol, DiskFormat};
 use serde::Deserialize;
 
 use crate::failure::Failure;
@@ -102,6 +102,15 @@ pub fn parse_format(text: &str) -> Result<DiskFormat, String> {
         "raw" => Ok(DiskFormat::Raw),
         "qcow2" => Ok(DiskFormat::Qcow2),
         _ => Err("expected raw or qcow2".to_owned()),
+    }
+}
+
+/// Reads `linux64` or `pvh`.
+pub fn parse_boot_protocol(text: &str) -> Result<BootProtocol, String> {
+    match text {
+        "linux64" => Ok(BootProtocol::Linux64),
+        "pvh" => Ok(BootProtocol::Pvh),
+        _ => Err("expected linux64 or pvh".to_owned()),
     }
 }
 

@@ -202,6 +202,11 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
             line
         })
         .collect();
+    let taps: Vec<String> = instance
+        .tap_interfaces
+        .iter()
+        .map(|interface| format!("{} {}", interface.tap_name, interface.mac_address))
+        .collect();
     let tags: Vec<String> = instance
         .tags
         .iter()
@@ -221,6 +226,7 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
         ("Memory", human::bytes(instance.memory_bytes)),
         ("Disks", disks.join("\n")),
         ("Kernel arguments", instance.kernel_args.clone()),
+        ("Taps", taps.join("\n")),
         (
             "Launched",
             human::time_and_age(instance.launch_time.as_ref()),

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use clap::Args;
 use hearth_proto::v1::{
-    BlockDeviceMapping, InstanceState, RunInstancesRequest, RunInstancesResponse, Tag,
+    BlockDeviceMapping, InstanceState, RunInstancesRequest, RunInstancesResponse, Tag, TapInterface,
 };
 use tonic_types::StatusExt;
 
@@ -57,6 +57,10 @@ pub struct RunArgs {
     /// Kernel arguments after the image's.
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     kernel_args: Option<String>,
+    /// A tap of the host's for the guest's next network interface, as it is: `--tap tap0` or
+    /// `--tap tap0,02:00:00:00:00:01`.
+    #[arg(long, value_name = "TAP[,MAC]", value_parser = parse_tap)]
+    tap: Vec<TapInterface>,
     /// A call repeated with the same token returns the first call's result.
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
@@ -108,6 +112,7 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         ("tags", "--tag"),
         ("extra_kernel_args", "--kernel-args"),
         ("client_token", "--client-token"),
+        ("tap_interfaces", "--tap"),
     ]);
     let user_data = match &args.user_data {
         None => String::new(),
@@ -157,8 +162,18 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         extra_kernel_args: args.kernel_args.unwrap_or_default(),
         vcpus: args.vcpus.unwrap_or(0),
         memory_mib: args.memory.unwrap_or(0),
+        tap_interfaces: args.tap,
     };
     Ok((request, flags))
+}
+
+/// Reads `tap0`, `tap0,02:00:00:00:00:01`. The agent judges both.
+fn parse_tap(text: &str) -> Result<TapInterface, String> {
+    let (tap, mac) = text.split_once(',').unwrap_or((text, ""));
+    Ok(TapInterface {
+        tap_name: tap.to_owned(),
+        mac_address: mac.to_owned(),
+    })
 }
 
 /// Reads `10`, `10G,delete`, `vol-…,ro,device=/dev/vdc`.
