@@ -17,10 +17,10 @@ use hearth_proto::v1::{
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::OnceCell};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Guest, GuestImage, image_stream, processes, programs, store};
+use crate::{Guest, GuestImage, Netns, image_stream, probe, processes, programs, store};
 
 /// For everything that needs no guest to act.
 const SOON: Duration = Duration::from_secs(60);
@@ -30,17 +30,26 @@ pub struct Hearth {
     folder: TempDir,
     agent: Option<Child>,
     channel: Channel,
+    netns: Option<Netns>,
+    probe_image: OnceCell<String>,
 }
 
 impl Hearth {
     /// Starts an agent with an empty state.
     pub async fn start() -> Result<Self> {
+        Self::start_in(None).await
+    }
+
+    /// Starts an agent with an empty state in a network namespace.
+    pub async fn start_in(netns: Option<Netns>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hearth-test.").tempdir()?;
         let channel = channel_to(folder.path().join("hearthd.sock"));
         let mut hearth = Self {
             folder,
             agent: None,
             channel,
+            netns,
+            probe_image: OnceCell::new(),
         };
         hearth.start_agent().await?;
         Ok(hearth)
@@ -98,6 +107,17 @@ impl Hearth {
     /// Imports the base guest; gives its id.
     pub async fn base_image(&self) -> Result<String> {
         self.import(&GuestImage::base()?).await
+    }
+
+    /// The id of the probe's image, which is imported when it is first asked for.
+    pub async fn probe_image(&self) -> Result<&str> {
+        let import = || async { self.import(&probe::image()?).await };
+        Ok(self.probe_image.get_or_try_init(import).await?)
+    }
+
+    /// The network namespace that the agent was started in.
+    pub fn netns(&self) -> Result<&Netns> {
+        self.netns.as_ref().context("the agent has no namespace")
     }
 
     /// Runs one instance, after `change` had its way with the request. It has little memory:
@@ -171,7 +191,12 @@ impl Hearth {
             .append(true)
             .create(true)
             .open(self.agent_log())?;
-        let agent = Command::new(programs::built("hearthd")?)
+        let hearthd = programs::built("hearthd")?;
+        let mut command = match &self.netns {
+            Some(netns) => netns.command(hearthd),
+            None => Command::new(hearthd),
+        };
+        let agent = command
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--socket")

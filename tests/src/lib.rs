@@ -19,6 +19,9 @@
 //! - [`Hearth`] is one agent with a state directory and a socket of its own; dropping it ends
 //!   every process it started, whatever state the test left it in.
 //! - [`Guest`] is one instance; [`Console`] its serial console.
+//! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
+//!   tested with it.
+//! - [`Netns`] is a network namespace for an agent, with taps.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
 //!
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
@@ -27,10 +30,13 @@
 pub mod broken;
 mod console;
 mod errors;
+mod events;
 mod guest;
 mod guest_image;
 mod hearth;
 mod imports;
+pub mod netns;
+pub mod probe;
 pub mod processes;
 pub mod programs;
 pub mod store;
@@ -44,6 +50,8 @@ pub use guest::Guest;
 pub use guest_image::GuestImage;
 pub use hearth::Hearth;
 pub use imports::{image_stream, volume_stream};
+pub use netns::Netns;
+pub use probe::Probe;
 
 /// For a guest's boot with one vCPU, and for anything shorter.
 pub const BOOT: Duration = Duration::from_secs(300);

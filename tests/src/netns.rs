@@ -1,0 +1,118 @@
+//! A network namespace of the test's own: the agent and its VMMs run in there, the test makes
+//! taps in it, and peers of the guests open their sockets in it. Nothing outside sees any of it,
+//! and it is gone with the last process and socket in it.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    os::fd::AsFd,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::programs::output_of;
+
+/// A network namespace.
+pub struct Netns {
+    /// A process that does nothing else than to be in there. It ends also when the test is
+    /// killed: its standard input ends then.
+    holder: Child,
+    namespace: File,
+}
+
+impl Netns {
+    /// Makes one, with its loopback interface up.
+    pub fn new() -> Result<Self> {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting unshare")?;
+        let made = (|| {
+            let stdout = holder.stdout.take().context("no pipe")?;
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line)?;
+            ensure!(line == "\n", "unshare --net does not work here");
+            Ok(File::open(format!("/proc/{}/ns/net", holder.id()))?)
+        })();
+        let namespace = match made {
+            Ok(namespace) => namespace,
+            Err(error) => {
+                let _ = holder.kill();
+                let _ = holder.wait();
+                return Err(error);
+            }
+        };
+        let netns = Self { holder, namespace };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// A command that runs in there.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
+            .arg(program);
+        command
+    }
+
+    /// Runs `ip` with these words in there; gives what it prints.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        output_of(self.command("ip").args(words.split(' ')))
+    }
+
+    /// Makes a tap that is up, with this address (such as `10.9.0.1/24`) on the host's side.
+    pub fn tap(&self, name: &str, address: &str) -> Result<()> {
+        self.ip(&format!("tuntap add {name} mode tap"))?;
+        self.ip(&format!("addr add {address} dev {name}"))?;
+        self.ip(&format!("link set {name} up"))?;
+        Ok(())
+    }
+
+    /// Does something in there, on a thread of its own: sockets opened so stay in there.
+    pub fn enter<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let network = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(self.namespace.as_fd(), network).context("setns")?;
+                what()
+            });
+            inside.join().map_err(|_| anyhow!("it panicked"))?
+        })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Why network tests can't run here, if they can't.
+pub fn missing() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root");
+    }
+    let tun = File::options().read(true).write(true).open("/dev/net/tun");
+    if tun.is_err() {
+        return Some("no /dev/net/tun");
+    }
+    Netns::new().err().map(|_| "no network namespaces")
+}
+
+/// Ends a test with success where it can't have a network of its own, and says so.
+#[macro_export]
+macro_rules! needs_network {
+    () => {
+        if let Some(missing) = $crate::netns::missing() {
+            eprintln!("skipped: {missing}");
+            return Ok(());
+        }
+    };
+}

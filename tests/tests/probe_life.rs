@@ -1,0 +1,166 @@
+//! How guests live and end: told by the guest itself, seen in states, reasons and events.
+
+use anyhow::{Result, ensure};
+use hearth_proto::v1::{Event, InstanceState, StopInstancesRequest};
+use hearth_tests::{Hearth, needs_kvm, processes};
+
+/// The event that an instance is stopped.
+fn is_stop(event: &Event) -> bool {
+    event.r#type == "instance.state" && event.state == "stopped"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_tells_what_machine_it_runs_on() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let with_arguments = |request: &mut hearth_proto::v1::RunInstancesRequest| {
+        request.memory_mib = 64;
+        request.extra_kernel_args = "probe=told".to_owned();
+    };
+    let mut probe = hearth.probe(with_arguments).await?;
+    let machine = probe.expect_ok("identify").await?;
+    let arguments = machine["kernel_arguments"].as_str().unwrap_or_default();
+    ensure!(
+        arguments.split(' ').any(|word| word == "probe=told"),
+        "{machine}"
+    );
+    let memory = machine["memory_bytes"].as_u64().unwrap_or_default();
+    ensure!((60 << 20..=64 << 20).contains(&memory), "{machine}");
+    ensure!(machine["random_devices"] == 1, "{machine}");
+    ensure!(machine["nics"] == serde_json::json!([]), "{machine}");
+
+    let echoed = probe.expect_ok("echo text=\"two words\"").await?;
+    ensure!(echoed["text"] == "two words", "{echoed}");
+    probe.expect_ok("time").await?;
+    probe.expect_ok("help").await?;
+    let written = probe.expect_ok("memory bytes=1M pattern=7").await?;
+    ensure!(written["bytes"] == 1 << 20, "{written}");
+    let first = probe.expect_ok("random bytes=32").await?;
+    let second = probe.expect_ok("random bytes=32").await?;
+    ensure!(first["hex"].as_str().map(str::len) == Some(64), "{first}");
+    ensure!(first["hex"] != second["hex"], "{first}");
+    probe.expect_error("no-such-command").await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_powers_itself_off_is_stopped_and_starts_again() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    probe.send("poweroff").await?;
+    let stopped = probe.stopped().await?;
+    assert_eq!(
+        stopped.state_reason.unwrap_or_default().code,
+        "Client.InstanceInitiatedShutdown"
+    );
+    assert_eq!(stopped.vmm_pid, 0);
+    let event = hearth.event(&probe.guest.id, is_stop).await?;
+    assert_eq!(event.reason_code, "Client.InstanceInitiatedShutdown");
+    probe.start().await?;
+    probe.expect_ok("identify").await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_resets_itself_stays_running_and_boots_again() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    for method in ["i8042", "acpi"] {
+        let before = probe.guest.describe().await?.vmm_pid;
+        probe.send(&format!("reset method={method}")).await?;
+        probe.booted().await?;
+        probe.expect_ok("echo text=again").await?;
+        let instance = probe.guest.describe().await?;
+        assert_eq!(instance.state(), InstanceState::Running, "{method}");
+        assert_ne!(instance.vmm_pid, before, "{method}");
+    }
+    let reboot = |event: &Event| event.r#type == "instance.reboot";
+    hearth.event(&probe.guest.id, reboot).await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_a_triple_fault_is_stopped_and_events_say_why() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    for command in ["triple_fault", "reset method=triple_fault"] {
+        let mut probe = hearth.probe(|_| {}).await?;
+        probe.send(command).await?;
+        let reason = probe.stopped().await?.state_reason.unwrap_or_default();
+        ensure!(reason.message.contains("triple fault"), "{reason:?}");
+        let event = hearth.event(&probe.guest.id, is_stop).await?;
+        ensure!(event.message.contains("triple fault"), "{event:?}");
+        ensure!(event.reason_code.starts_with("Server."), "{event:?}");
+        probe.start().await?;
+        probe.expect_ok("identify").await?;
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_faults_can_still_say_so_and_power_off() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    for (kind, words) in [
+        ("page", "exception 14"),
+        ("opcode", "exception 6"),
+        ("privilege", "exception 13"),
+        ("panic", "panicked"),
+    ] {
+        let mut probe = hearth.probe(|_| {}).await?;
+        let answer = probe.ask(&format!("fault kind={kind}")).await?;
+        let fault = answer["fault"].as_str().unwrap_or_default();
+        ensure!(fault.contains(words), "{kind}: {answer}");
+        let reason = probe.stopped().await?.state_reason.unwrap_or_default();
+        assert_eq!(reason.code, "Client.InstanceInitiatedShutdown");
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_spins_and_is_deaf_to_the_power_button_is_stopped_by_force() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    let turns = probe.expect_ok("spin seconds=0.05").await?;
+    ensure!(turns["turns"].as_u64() > Some(0), "{turns}");
+
+    probe.send("spin").await?;
+    let pid = probe.guest.describe().await?.vmm_pid;
+    let request = StopInstancesRequest {
+        instance_ids: vec![probe.guest.id.clone()],
+        force: false,
+        timeout_seconds: 1,
+    };
+    hearth.instances().stop_instances(request).await?;
+    let reason = probe.stopped().await?.state_reason.unwrap_or_default();
+    assert_eq!(reason.code, "Client.UserInitiatedShutdown");
+    assert!(processes::wait_gone(pid), "the VMM outlived its guest");
+
+    probe.start().await?;
+    probe.send("spin").await?;
+    probe.guest.stop_by_force().await?;
+    probe.start().await?;
+    probe.expect_ok("identify").await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_spins_comes_back_from_a_reboot_when_its_vmm_is_killed() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    let pid = probe.guest.describe().await?.vmm_pid;
+    probe.send("spin").await?;
+    // It would be ended by force after four minutes; a kill is nothing else.
+    probe.guest.reboot().await?;
+    processes::kill_9(pid);
+    probe.booted().await?;
+    probe.expect_ok("echo text=again").await?;
+    let instance = probe.guest.describe().await?;
+    assert_eq!(instance.state(), InstanceState::Running);
+    assert_ne!(instance.vmm_pid, pid);
+    hearth.finish().await
+}
