@@ -5,13 +5,18 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
+    net::UdpSocket,
+    num::NonZeroU32,
     os::fd::AsFd,
     process::{Child, Command, Stdio},
     thread,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::programs::output_of;
 
@@ -83,6 +88,21 @@ impl Netns {
                 what()
             });
             inside.join().map_err(|_| anyhow!("it panicked"))?
+        })
+    }
+
+    /// A packet socket for all frames of one type that pass an interface in there: `recv` gives
+    /// a frame from its first byte (the type of the socket has no other meaning).
+    pub fn capture(&self, ethertype: u16) -> Result<UdpSocket> {
+        let protocol = NonZeroU32::new(u32::from(ethertype.to_be())).context("ethertype 0")?;
+        self.enter(|| {
+            let socket = socket_with(
+                AddressFamily::PACKET,
+                SocketType::RAW,
+                SocketFlags::CLOEXEC,
+                Some(Protocol::from_raw(protocol)),
+            )?;
+            Ok(UdpSocket::from(socket))
         })
     }
 }
