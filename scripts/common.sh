@@ -47,6 +47,14 @@ build() {
 	(cd "$root" && cargo build --release --workspace --all-targets)
 }
 
+# probe: builds the guest that the tests run by the dozen, and says where it is in HEARTH_PROBE.
+probe() {
+	step "Building the probe, the tests' own guest (half a minute the first time, then seconds)"
+	cargo build --release --manifest-path "$root/tests/probe/Cargo.toml" \
+		--target-dir "$root/tests/probe/target"
+	export HEARTH_PROBE=$root/tests/probe/target/release/probe
+}
+
 # guest_image: prints the folder with the base guest; builds it when it is not cached.
 guest_image() {
 	step "The guest: Linux kernel and root file system (about 8 minutes on 2 cores the first time, then seconds)"
