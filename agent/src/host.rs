@@ -61,11 +61,12 @@ impl Memory {
         promised.min(self.available) / each.max(1)
     }
 
-    /// The error when there is no room.
-    pub fn no_room(&self, each: u64, committed: u64) -> ApiError {
+    /// The error when there is no room; `field` is the one that set the guest's size.
+    pub fn no_room(&self, field: &str, each: u64, committed: u64) -> ApiError {
         let mib = |bytes: u64| bytes >> 20;
-        ApiError::new(
+        ApiError::field(
             Reason::InsufficientInstanceCapacity,
+            field,
             format!(
                 "no room for a guest with {} MiB: the host has {} MiB ({} MiB reserved, {} MiB \
                  promised to guests, {} MiB free now)",

@@ -140,7 +140,7 @@ async fn more_memory_than_the_host_has_is_a_lack_of_capacity() -> Result<()> {
     let capacity = Expect {
         code: Code::ResourceExhausted,
         reason: "InsufficientInstanceCapacity",
-        field: "",
+        field: "memory_mib",
     };
     // 1 TiB.
     let request = RunInstancesRequest {

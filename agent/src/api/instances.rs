@@ -228,7 +228,14 @@ impl InstanceService for InstanceApi {
         let (typing, typed) = mpsc::channel(WAITING);
         let (written, mut output) = mpsc::channel(WAITING);
         tokio::spawn(async move {
-            while let Ok(Some(message)) = input.message().await {
+            loop {
+                let message = tokio::select! {
+                    message = input.message() => message,
+                    // The session is over. A caller that keeps its own half open would keep the
+                    // call open, and the agent from ending at once.
+                    () = typing.closed() => return,
+                };
+                let Ok(Some(message)) = message else { return };
                 // Whatever else comes is not typing; a later `open` has no meaning.
                 if let Some(v1::console_input::Input::Data(data)) = message.input
                     && typing.send(data).await.is_err()

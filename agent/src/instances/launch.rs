@@ -176,7 +176,11 @@ impl LaunchRequest {
         let committed = db::instances::committed_memory(tx)?;
         let room = memory.room_for(shape.memory_bytes, committed);
         if room < u64::from(shape.min_count) {
-            return Err(memory.no_room(shape.memory_bytes, committed));
+            let field = match self.memory_mib {
+                0 => "instance_type",
+                _ => "memory_mib",
+            };
+            return Err(memory.no_room(field, shape.memory_bytes, committed));
         }
         let count = u64::from(shape.max_count).min(room);
         let mut instances = Vec::new();
@@ -285,7 +289,7 @@ pub fn check_may_start(tx: &Tx<'_>, instance: &Instance) -> ApiResult<()> {
     let committed = db::instances::committed_memory(tx)?;
     if memory.room_for(instance.memory_bytes, committed) == 0 {
         return Err(memory
-            .no_room(instance.memory_bytes, committed)
+            .no_room("instance_ids", instance.memory_bytes, committed)
             .with("resource_id", &instance.id));
     }
     for volume in db::volumes::of_instance(tx, &instance.id)? {
