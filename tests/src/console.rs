@@ -166,6 +166,12 @@ impl Console {
         Ok(output)
     }
 
+    /// Waits until the agent has hung up.
+    pub async fn closed(&self) -> Result<()> {
+        let closed = tokio::time::timeout(BOOT, self.typed.closed()).await;
+        closed.context("the agent still listens")
+    }
+
     /// Everything seen so far.
     pub fn text(&self) -> String {
         let text = self

@@ -159,6 +159,11 @@ impl<'a> Probe<'a> {
         }
     }
 
+    /// Waits until the agent has hung up the console.
+    pub async fn closed(&self) -> Result<()> {
+        self.console.closed().await
+    }
+
     /// Waits until the instance is stopped.
     pub async fn stopped(&self) -> Result<Instance> {
         self.guest.wait_state(InstanceState::Stopped).await

@@ -1,8 +1,8 @@
 //! How guests live and end: told by the guest itself, seen in states, reasons and events.
 
 use anyhow::{Result, ensure};
-use hearth_proto::v1::{Event, InstanceState, StopInstancesRequest};
-use hearth_tests::{Hearth, needs_kvm, processes};
+use hearth_proto::v1::{BootProtocol, Event, InstanceState, StopInstancesRequest};
+use hearth_tests::{Hearth, needs_kvm, probe, processes};
 
 /// The event that an instance is stopped.
 fn is_stop(event: &Event) -> bool {
@@ -44,6 +44,27 @@ async fn a_probe_tells_what_machine_it_runs_on() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_is_entered_by_the_protocol_that_its_image_names() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut told = Vec::new();
+    for (name, protocol) in [
+        ("by linux64", BootProtocol::Linux64),
+        ("by pvh", BootProtocol::Pvh),
+    ] {
+        let mut image = probe::image()?.named(name);
+        image.header.boot_protocol = protocol.into();
+        let image = hearth.import(&image).await?;
+        let mut probe = hearth.probe_of(&image, |_| {}).await?;
+        let machine = probe.expect_ok("identify").await?;
+        told.push(machine["boot_protocol"].as_str().map(str::to_owned));
+    }
+    ensure!(told[1].as_deref() == Some("pvh"), "{told:?}");
+    ensure!(told[0].is_some() && told[0] != told[1], "{told:?}");
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_powers_itself_off_is_stopped_and_starts_again() -> Result<()> {
     needs_kvm!();
     let hearth = Hearth::start().await?;
@@ -55,6 +76,8 @@ async fn a_guest_that_powers_itself_off_is_stopped_and_starts_again() -> Result<
         "Client.InstanceInitiatedShutdown"
     );
     assert_eq!(stopped.vmm_pid, 0);
+    // Nobody is kept on the line with a guest that is gone.
+    probe.closed().await?;
     let event = hearth.event(&probe.guest.id, is_stop).await?;
     assert_eq!(event.reason_code, "Client.InstanceInitiatedShutdown");
     probe.start().await?;
