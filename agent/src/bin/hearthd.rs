@@ -60,6 +60,8 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         )
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Or a log that can't be written, on a full disk, would panic who logs.
+        .log_internal_errors(false)
         .init();
     // Guests' disks, memory files and consoles are nobody else's business.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

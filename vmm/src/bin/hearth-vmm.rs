@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Or a log that can't be written, on a full disk, would panic the thread that logs.
+        .log_internal_errors(false)
         .init();
     match run(started) {
         Ok(code) => code,
