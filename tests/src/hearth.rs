@@ -31,6 +31,8 @@ pub struct Hearth {
     agent: Option<Child>,
     channel: Channel,
     netns: Option<Netns>,
+    /// A small file system over the state directory.
+    small: bool,
     probe_image: OnceCell<String>,
 }
 
@@ -42,17 +44,34 @@ impl Hearth {
 
     /// Starts an agent with an empty state in a network namespace.
     pub async fn start_in(netns: Option<Netns>) -> Result<Self> {
+        let mut hearth = Self::prepare(netns)?;
+        hearth.start_agent().await?;
+        Ok(hearth)
+    }
+
+    /// Starts an agent whose state directory is a file system of so many MiB. Needs root.
+    pub async fn start_small(mib: u32) -> Result<Self> {
+        let mut hearth = Self::prepare(None)?;
+        fs::create_dir(hearth.state_dir())?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m,mode=0700")]);
+        programs::output_of(mount.arg("hearth-test").arg(hearth.state_dir()))?;
+        hearth.small = true;
+        hearth.start_agent().await?;
+        Ok(hearth)
+    }
+
+    fn prepare(netns: Option<Netns>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hearth-test.").tempdir()?;
         let channel = channel_to(folder.path().join("hearthd.sock"));
-        let mut hearth = Self {
+        Ok(Self {
             folder,
             agent: None,
             channel,
             netns,
+            small: false,
             probe_image: OnceCell::new(),
-        };
-        hearth.start_agent().await?;
-        Ok(hearth)
+        })
     }
 
     /// The agent's state directory.
@@ -292,6 +311,10 @@ impl Drop for Hearth {
         for pid in processes::vmms_of(self.folder.path()) {
             processes::kill_9(pid);
             processes::wait_gone(pid);
+        }
+        if self.small {
+            let mut unmount = Command::new("umount");
+            let _ = programs::output_of(unmount.arg("-l").arg(self.state_dir()));
         }
     }
 }
