@@ -1,22 +1,44 @@
-//! `hearth-bench`: our VMM beside `qemu-system-x86_64 -M microvm`, in turns, in the same run,
-//! with the same kernel of eleven bytes: from the start of the process to the guest's first
-//! instruction, and how much memory the process holds beyond the guest's own pages.
+//! `hearth-bench`: Hearth beside `qemu-system-x86_64 -M microvm`, in the same run.
 //!
-//! usage: hearth-bench [ROUNDS]      prints a table; writes bench.json to the target directory
+//! - The VMM alone, with a kernel of eleven bytes, in turns: from the start of the process to the
+//!   guest's first instruction, and how much memory the process holds beyond the guest's pages.
+//! - With the probe (`tests/probe`): launches through the agent, disk loads, fifty at once.
+//! - Calls of the API.
+//!
+//! usage: hearth-bench [ROUNDS]      prints tables; writes bench.json to the target directory
 
+mod api;
+mod disk;
+mod host_file;
+mod launch;
+mod machine;
+mod many;
 mod memory;
 mod peers;
 mod serial_file;
+mod table;
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
-use hearth_tests::{programs, tiny};
+use hearth_tests::{Hearth, probe, programs, tiny};
 use serde::Serialize;
 
-use crate::peers::{Measured, Peer};
+use crate::{
+    peers::{Measured, Peer},
+    table::{Row, Section, quantile},
+};
 
 const ROUNDS: usize = 15;
+
+/// Launches through the agent.
+const LAUNCHES: usize = 20;
+
+/// Of each disk load.
+const LOAD_SECONDS: f64 = 2.0;
 
 /// The medians of one program.
 #[derive(Serialize)]
@@ -33,13 +55,14 @@ struct Report {
     memory_mib: u64,
     rounds: usize,
     kvm: &'static str,
+    kernel: String,
+    cpus: usize,
     peers: Vec<Medians>,
-    /// Hearth's figure divided by QEMU's: below 1 is better.
-    ratio_start: f64,
-    ratio_memory: f64,
+    sections: Vec<Section>,
 }
 
-fn main() -> Result<()> {
+#[tokio::main]
+async fn main() -> Result<()> {
     let rounds = match env::args().nth(1) {
         Some(text) => text.parse().context("ROUNDS is a number")?,
         None => ROUNDS,
@@ -47,15 +70,58 @@ fn main() -> Result<()> {
     ensure!(rounds > 0, "at least one round");
     ensure!(programs::kvm(), "no /dev/kvm that we may write to");
     let folder = tempfile::Builder::new().prefix("hearth-bench.").tempdir()?;
-    let kernel = folder.path().join("kernel");
-    fs::write(&kernel, tiny::one_byte())?;
+    let folder = folder.path();
+    let mut report = Report {
+        memory_mib: peers::MEMORY_MIB,
+        rounds,
+        kvm: kind_of_kvm(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .to_owned(),
+        cpus: std::thread::available_parallelism()?.get(),
+        peers: start(folder, rounds)?,
+        sections: Vec::new(),
+    };
+    println!(
+        "{} CPUs, {} KVM, Linux {}; guests have 1 vCPU",
+        report.cpus, report.kvm, report.kernel
+    );
+    report.add(start_section(&report));
 
+    let kernel = folder.join("probe");
+    fs::write(&kernel, probe::kernel()?)?;
+    let hearth = Hearth::start().await?;
+    report.add(launch::measure(&hearth, &kernel, LAUNCHES).await?);
+    for section in disk::measure(&kernel, folder, LOAD_SECONDS)? {
+        report.add(section);
+    }
+    report.add(many::measure(&hearth, &kernel).await?);
+    report.add(api::measure(&hearth).await?);
+    drop(hearth);
+
+    let path = target_folder()?.join("bench.json");
+    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
+}
+
+impl Report {
+    fn add(&mut self, section: Section) {
+        section.print();
+        self.sections.push(section);
+    }
+}
+
+/// Ours, then QEMU's.
+fn start(folder: &Path, rounds: usize) -> Result<Vec<Medians>> {
+    let kernel = folder.join("kernel");
+    fs::write(&kernel, tiny::one_byte())?;
     let peers = [Peer::hearth(&kernel)?, Peer::qemu(&kernel)?];
     let mut measured: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
     // One round more, which only warms the caches.
     for round in 0..=rounds {
         for (peer, measured) in peers.iter().zip(&mut measured) {
-            let run_dir = tempfile::tempdir_in(folder.path())?;
+            let run_dir = tempfile::tempdir_in(folder)?;
             let one = peer
                 .measure(run_dir.path())
                 .with_context(|| peer.name.to_owned())?;
@@ -64,70 +130,38 @@ fn main() -> Result<()> {
             }
         }
     }
-
-    let [ours, theirs] = [0, 1].map(|index| medians(peers[index].name, &measured[index]));
-    let report = Report {
-        memory_mib: peers::MEMORY_MIB,
-        rounds,
-        kvm: kind_of_kvm(),
-        ratio_start: ours.start_to_guest_ms / theirs.start_to_guest_ms,
-        ratio_memory: ours.beyond_guest_kib / theirs.beyond_guest_kib,
-        peers: vec![ours, theirs],
-    };
-    print(&report);
-    let path = target_folder()?.join("bench.json");
-    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
-    println!("\nwritten to {}", path.display());
-    Ok(())
+    let medians = peers.iter().zip(&measured);
+    Ok(medians
+        .map(|(peer, measured)| medians_of(peer.name, measured))
+        .collect())
 }
 
-fn print(report: &Report) {
-    println!(
-        "1 vCPU, {} MiB, {} KVM, medians of {} rounds",
-        report.memory_mib, report.kvm, report.rounds
+fn start_section(report: &Report) -> Section {
+    let [ours, qemu] = [&report.peers[0], &report.peers[1]];
+    let row = |what: &str, of: fn(&Medians) -> f64| Row::beside(what, of(ours), of(qemu));
+    let rows = vec![
+        row("process start to the guest's first byte, ms", |m| {
+            m.start_to_guest_ms
+        }),
+        row("resident beyond the guest's pages, MiB", |m| {
+            m.beyond_guest_kib / 1024.0
+        }),
+        row("resident in all, MiB", |m| m.resident_kib / 1024.0),
+        row("of it the guest's own pages, MiB", |m| {
+            m.guest_resident_kib / 1024.0
+        }),
+    ];
+    let title = format!(
+        "VMM, {} MiB, medians of {} rounds",
+        report.memory_mib, report.rounds
     );
-    println!(
-        "\n{:<44}{:>12}{:>12}{:>8}",
-        "", "hearth-vmm", "QEMU", "ratio"
-    );
-    let [ours, theirs] = &report.peers[..] else {
-        return;
-    };
-    let row = |what: &str, ours: f64, theirs: f64| {
-        println!("{what:<44}{ours:>12.1}{theirs:>12.1}{:>8.3}", ours / theirs);
-    };
-    row(
-        "process start to the guest's first byte, ms",
-        ours.start_to_guest_ms,
-        theirs.start_to_guest_ms,
-    );
-    let mib = |kib: f64| kib / 1024.0;
-    row(
-        "resident beyond the guest's pages, MiB",
-        mib(ours.beyond_guest_kib),
-        mib(theirs.beyond_guest_kib),
-    );
-    row(
-        "resident in all, MiB",
-        mib(ours.resident_kib),
-        mib(theirs.resident_kib),
-    );
-    row(
-        "of it the guest's own pages, MiB",
-        mib(ours.guest_resident_kib),
-        mib(theirs.guest_resident_kib),
-    );
+    Section::new(title, rows)
 }
 
-fn medians(name: &'static str, measured: &[Measured]) -> Medians {
+fn medians_of(name: &'static str, measured: &[Measured]) -> Medians {
     let median = |of: fn(&Measured) -> f64| {
-        let mut values: Vec<f64> = measured.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() % 2 {
-            0 => (values[middle - 1] + values[middle]) / 2.0,
-            _ => values[middle],
-        }
+        let values: Vec<f64> = measured.iter().map(of).collect();
+        quantile(&values, 0.5)
     };
     Medians {
         name,

@@ -11,29 +11,51 @@ pub struct Memory {
     pub resident_kib: u64,
     /// The mapping that is the guest's memory.
     pub guest_kib: u64,
+    /// Everything, pages that others map too by their share (`Pss`).
+    pub shared_kib: u64,
+    /// The same of the guest's memory.
+    pub guest_shared_kib: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Mapping {
+    size: u64,
+    rss: u64,
+    pss: u64,
 }
 
 impl Memory {
-    /// Of a process whose guest has this much memory: the guest's is the mapping that large, or
-    /// else the largest one.
+    /// Of a process whose guest has this much memory: the guest's is the smallest mapping that
+    /// can hold it (heaps of threads are larger), of several the one with the most pages.
     pub fn of(pid: u32, guest_mib: u64) -> Result<Self> {
         let path = format!("/proc/{pid}/smaps");
         let text = fs::read_to_string(&path).context(path)?;
-        let mut resident_kib = 0;
-        let mut guest = (0, 0);
-        let mut size = 0;
+        let mut mappings: Vec<Mapping> = Vec::new();
         for line in text.lines() {
-            if let Some(kib) = value(line, "Size:") {
-                size = kib;
-            } else if let Some(kib) = value(line, "Rss:") {
-                resident_kib += kib;
-                guest = guest.max((size, kib));
+            if let Some(size) = value(line, "Size:") {
+                mappings.push(Mapping {
+                    size,
+                    ..Default::default()
+                });
+            } else if let Some(mapping) = mappings.last_mut() {
+                if let Some(kib) = value(line, "Rss:") {
+                    mapping.rss = kib;
+                } else if let Some(kib) = value(line, "Pss:") {
+                    mapping.pss = kib;
+                }
             }
         }
-        ensure!(guest.0 >= guest_mib << 10, "no mapping of {guest_mib} MiB");
+        let guest = mappings
+            .iter()
+            .filter(|mapping| mapping.size >= guest_mib << 10 && mapping.rss > 0)
+            .min_by_key(|mapping| (mapping.size, u64::MAX - mapping.rss));
+        ensure!(guest.is_some(), "no mapping of {guest_mib} MiB");
+        let guest = guest.copied().unwrap_or_default();
         Ok(Self {
-            resident_kib,
-            guest_kib: guest.1,
+            resident_kib: mappings.iter().map(|mapping| mapping.rss).sum(),
+            guest_kib: guest.rss,
+            shared_kib: mappings.iter().map(|mapping| mapping.pss).sum(),
+            guest_shared_kib: guest.pss,
         })
     }
 }

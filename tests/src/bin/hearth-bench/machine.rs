@@ -1,0 +1,170 @@
+//! A probe in a machine that is started directly, ours or QEMU's, with at most one disk.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hearth_tests::programs;
+use hearth_vmm::{
+    config::{
+        BootConfig, BootProtocol, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig, run_files,
+    },
+    control::Request,
+};
+use serde_json::Value;
+
+/// The memory of each probe.
+pub const MEMORY_MIB: u64 = 32;
+
+/// A machine that does not serve its console by then never will.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A running probe; it ends with this value.
+pub struct Machine {
+    process: Process,
+    answers: BufReader<Box<dyn Read>>,
+    commands: Box<dyn Write>,
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Machine {
+    /// Ours, with its files in `run_dir`, and perhaps a volume of the store in this folder.
+    pub fn hearth(kernel: &Path, run_dir: &Path, volume: Option<(&Path, &str)>) -> Result<Self> {
+        let disk = volume.map(|(store, volume)| DiskConfig {
+            serial: "bench".to_owned(),
+            store: store.to_owned(),
+            volume: volume.to_owned(),
+            read_only: false,
+            queues: 0,
+        });
+        let config = VmConfig {
+            version: PROTOCOL_VERSION,
+            instance_id: "i-bench".to_owned(),
+            vcpus: 1,
+            memory_bytes: MEMORY_MIB << 20,
+            boot: BootConfig {
+                kernel: kernel.to_owned(),
+                initrd: None,
+                kernel_args: String::new(),
+                protocol: BootProtocol::Auto,
+            },
+            disks: disk.into_iter().collect(),
+            nets: Vec::new(),
+            run_dir: run_dir.to_owned(),
+            platform: PlatformChoice::Auto,
+        };
+        let path = run_dir.join("config.json");
+        fs::write(&path, serde_json::to_vec(&config)?)?;
+        let mut command = Command::new(programs::built("hearth-vmm")?);
+        command.arg("--config").arg(path).stdin(Stdio::null());
+        let log = File::create(run_dir.join("log"))?;
+        let process = Process(command.stdout(log.try_clone()?).stderr(log).spawn()?);
+        let mut commands = connect(&run_dir.join(run_files::CONTROL_SOCKET))?;
+        let mut answers = BufReader::new(Box::new(commands.try_clone()?) as Box<dyn Read>);
+        let version = PROTOCOL_VERSION;
+        for request in [
+            Request::Hello { version },
+            Request::AttachConsole { replay: true },
+        ] {
+            commands.write_all(&serde_json::to_vec(&request)?)?;
+            commands.write_all(b"\n")?;
+            let mut reply = String::new();
+            answers.read_line(&mut reply)?;
+            ensure!(!reply.contains("\"error\""), "{request:?}: {reply}");
+        }
+        let commands = Box::new(commands);
+        Self::ready(process, answers, commands)
+    }
+
+    /// QEMU's `microvm`, and perhaps a qcow2 file as its disk.
+    pub fn qemu(kernel: &Path, disk: Option<&Path>) -> Result<Self> {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-M", "microvm,pic=off,pit=off,rtc=off,ioapic2=off"])
+            .args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m"])
+            .arg(format!("{MEMORY_MIB}M"))
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-no-reboot", "-serial", "stdio", "-kernel"])
+            .arg(kernel);
+        if let Some(disk) = disk {
+            command
+                .args(["-global", "virtio-mmio.force-legacy=false", "-drive"])
+                .arg(format!(
+                    "if=none,id=d,format=qcow2,cache=writeback,discard=unmap,file={}",
+                    disk.display()
+                ))
+                .args(["-device", "virtio-blk-device,drive=d"]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process(command.spawn().context("qemu-system-x86_64")?);
+        let answers = process.0.stdout.take().context("its output")?;
+        let commands = process.0.stdin.take().context("its input")?;
+        let answers = BufReader::new(Box::new(answers) as Box<dyn Read>);
+        Self::ready(process, answers, Box::new(commands))
+    }
+
+    fn ready(
+        process: Process,
+        answers: BufReader<Box<dyn Read>>,
+        commands: Box<dyn Write>,
+    ) -> Result<Self> {
+        let mut machine = Self {
+            process,
+            answers,
+            commands,
+        };
+        let first = machine.line()?;
+        ensure!(first["probe"] == "ready", "{first}");
+        Ok(machine)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Gives a command that has to work; gives its answer.
+    pub fn ask(&mut self, command: &str) -> Result<Value> {
+        self.commands.write_all(command.as_bytes())?;
+        self.commands.write_all(b"\n")?;
+        self.commands.flush()?;
+        let answer = self.line()?;
+        ensure!(answer["ok"] == true, "`{command}`: {answer}");
+        Ok(answer)
+    }
+
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            bail!("the machine has ended");
+        }
+        serde_json::from_str(line.trim()).with_context(|| format!("not JSON: {line:?}"))
+    }
+}
+
+fn connect(socket: &PathBuf) -> Result<UnixStream> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() > deadline => bail!("{}: {error}", socket.display()),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
