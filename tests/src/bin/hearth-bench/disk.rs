@@ -98,37 +98,36 @@ pub fn measure(kernel: &Path, folder: &Path, seconds: f64) -> Result<Vec<Section
         let folder = tempfile::tempdir_in(folder)?;
         let root = folder.path().join("store");
         let copy = make_volume(&root, folder.path(), layers)?;
-        let ours = {
-            let machine = Machine::hearth(kernel, folder.path(), Some((&root, "vol")))?;
-            run(machine, &loads).context("hearth-vmm")?
-        };
-        let qemu = run(Machine::qemu(kernel, Some(&copy))?, &loads).context("QEMU")?;
-        let rows = loads.iter().zip(ours).zip(qemu).zip(&host);
-        let rows = rows.map(|(((load, ours), qemu), host)| Row {
-            host: Some(*host),
-            ..Row::beside(load.name(), ours, qemu)
-        });
+        let mut ours = Machine::hearth(kernel, folder.path(), Some((&root, "vol")))?;
+        let mut qemu = Machine::qemu(kernel, Some(&copy))?;
+        // In turns, so that whatever else the host does slows both.
+        let mut rows = Vec::new();
+        for (load, host) in loads.iter().zip(&host) {
+            let ours = run(&mut ours, load).context("hearth-vmm")?;
+            let qemu = run(&mut qemu, load).context("QEMU")?;
+            rows.push(Row {
+                host: Some(*host),
+                ..Row::beside(load.name(), ours, qemu)
+            });
+        }
         sections.push(Section::new(
             format!("Disk of {} MiB, {name} volume", SIZE >> 20),
-            rows.collect(),
+            rows,
         ));
     }
     Ok(sections)
 }
 
-fn run(mut machine: Machine, loads: &[Load]) -> Result<Vec<f64>> {
-    let mut figures = Vec::new();
-    for load in loads {
-        // What the load before left to be written back is no part of this one.
-        sync();
-        let command = load.command();
-        let answer = machine.ask(&command)?;
-        let (count, ns) = (answer["count"].as_f64(), answer["ns"].as_f64());
-        let iops = count.zip(ns).map(|(count, ns)| count * 1e9 / ns);
-        let iops = iops.with_context(|| format!("`{command}`: {answer}"))?;
-        figures.push(load.figure(iops));
-    }
-    Ok(figures)
+/// In the unit that the load's name has.
+fn run(machine: &mut Machine, load: &Load) -> Result<f64> {
+    // What the load before left to be written back is no part of this one.
+    sync();
+    let command = load.command();
+    let answer = machine.ask(&command)?;
+    let (count, ns) = (answer["count"].as_f64(), answer["ns"].as_f64());
+    let iops = count.zip(ns).map(|(count, ns)| count * 1e9 / ns);
+    let iops = iops.with_context(|| format!("`{command}`: {answer}"))?;
+    Ok(load.figure(iops))
 }
 
 /// Makes the volume `vol` with its data spread over so many layers, and a copy of all layers;
