@@ -12,7 +12,7 @@ demo: ## build everything, boot a Linux micro-VM, show it alive, clean up
 test: ## build everything and run all tests
 	@scripts/test
 
-bench: ## boot time and memory beside QEMU microvm
+bench: ## launches, memory and disks beside QEMU microvm
 	@scripts/bench
 
 lint: ## formatting, clippy, shell scripts
