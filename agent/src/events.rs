@@ -6,12 +6,13 @@
 //! sequence numbers tell which of the two is already known. One that lags too far behind the
 //! broadcast goes back to the database.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
-    db::{self, Db, DbResult},
+    context::Context,
+    db::{self, Db, DbError, DbResult},
     error::{ApiError, ApiResult, Reason},
     time::Millis,
 };
@@ -160,6 +161,24 @@ fn out_of_range(after: u64, oldest: i64, newest: i64) -> ApiError {
     )
     .with("oldest", oldest.to_string())
     .with("newest", newest.to_string())
+}
+
+/// Stores an event that changes no state. A guest's disk most often fails because the host's is
+/// full, and then the database can't grow either: what is asked of the instance must not wait.
+pub async fn store_when_possible(context: Arc<Context>, event: NewEvent) {
+    const TRIES: u32 = 600;
+    for _ in 0..TRIES {
+        let event = event.clone();
+        let written = context.db.write(move |tx| {
+            tx.event(event);
+            Ok::<_, DbError>(())
+        });
+        match written.await {
+            Ok(()) => return,
+            Err(error) => tracing::error!(%error, "an event is not stored yet"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use crate::{
     context::Context,
     db::{self, DbError, Tx},
     error::{ApiError, ApiResult, Reason},
-    events::NewEvent,
+    events::{self, NewEvent},
     time::Millis,
     volumes::model::{Volume, VolumeState},
 };
@@ -229,8 +229,7 @@ impl Driver {
                 tracing::warn!(instance = self.row.id, serial, message, "disk error");
                 let event = NewEvent::state("instance.disk-error", &self.row.id, "", "")
                     .because("Server.DiskError", &format!("{serial}: {message}"));
-                self.commit_surely(self.row.clone(), Some(event), false)
-                    .await;
+                tokio::spawn(events::store_when_possible(self.context.clone(), event));
             }
             Input::Started { .. } | Input::Ended { .. } | Input::PressFailed { .. } => {}
         }
