@@ -15,8 +15,9 @@ use crate::config::{VmConfig, run_files};
 use crate::console::Console;
 use crate::control::server::{self, Controlled, Subscribers};
 use crate::control::{Event, ExitReason, ExitReport};
+use crate::devices::virtio::errors::OnError;
 use crate::exit::ExitSwitch;
-use crate::machine::{DiskErrorReporter, Machine, NetErrorReporter, Outside, StartError, io_error};
+use crate::machine::{Machine, Outside, StartError, io_error};
 
 /// Runs the guest of `config` to its end. `started` is when the process began; `terminate`
 /// becomes readable when someone wants it to end (SIGTERM).
@@ -77,7 +78,7 @@ fn run_guest(
     }))
 }
 
-fn disk_error_reporter(subscribers: &Subscribers) -> DiskErrorReporter {
+fn disk_error_reporter(subscribers: &Subscribers) -> OnError {
     let subscribers = subscribers.clone();
     Arc::new(move |serial, message| {
         tracing::warn!(serial, message, "disk");
@@ -86,7 +87,7 @@ fn disk_error_reporter(subscribers: &Subscribers) -> DiskErrorReporter {
     })
 }
 
-fn net_error_reporter(subscribers: &Subscribers) -> NetErrorReporter {
+fn net_error_reporter(subscribers: &Subscribers) -> OnError {
     let subscribers = subscribers.clone();
     Arc::new(move |tap, message| {
         tracing::warn!(tap, message, "network interface");

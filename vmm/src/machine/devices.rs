@@ -17,21 +17,13 @@ use crate::devices::ioapic::{self, IoApic};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::errors::OnError;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::net::tap::Tap;
 use crate::devices::virtio::rng::Rng;
 use crate::exit::ExitSwitch;
 use crate::memory::GuestMemory;
-
-/// Told of a disk's serial and, in words, of what went wrong.
-pub type DiskErrorReporter = Arc<dyn Fn(&str, String) + Send + Sync>;
-
-/// Told of an interface's tap and, in words, of what went wrong.
-pub type NetErrorReporter = Arc<dyn Fn(&str, String) + Send + Sync>;
-
-/// Offset of `QueueNotify` (virtio 1.2, 4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
 
 /// A virtio-mmio device and its place.
 pub struct VirtioSlot {
@@ -71,8 +63,8 @@ pub(super) fn build_virtio(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
-    on_disk_error: &DiskErrorReporter,
-    on_net_error: &NetErrorReporter,
+    on_disk_error: &OnError,
+    on_net_error: &OnError,
 ) -> Result<Vec<VirtioSlot>, StartError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
@@ -90,11 +82,7 @@ pub(super) fn build_virtio(
         .collect()
 }
 
-fn open_disk(
-    disk: &DiskConfig,
-    vcpus: u8,
-    on_error: &DiskErrorReporter,
-) -> Result<Block, StartError> {
+fn open_disk(disk: &DiskConfig, vcpus: u8, on_error: &OnError) -> Result<Block, StartError> {
     let open = || {
         let access = match disk.read_only {
             true => Access::ReadOnly,
@@ -120,7 +108,7 @@ fn open_disk(
     ))
 }
 
-fn open_net(net: &NetConfig, on_error: &NetErrorReporter) -> Result<Net, StartError> {
+fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {
     let mac = net.mac_address()?;
     let tap = Tap::open(&net.tap).map_err(|source| StartError::Net {
         tap: net.tap.clone(),

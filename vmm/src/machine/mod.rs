@@ -24,6 +24,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::console::Console;
 use crate::devices::ioapic;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::errors::OnError;
 use crate::devices::virtio::net::tap::TapError;
 use crate::exit::ExitSwitch;
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -31,7 +32,7 @@ use crate::mptable::{self, MpTableError};
 use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
-pub use devices::{DiskErrorReporter, NetErrorReporter, VirtioSlot};
+pub use devices::VirtioSlot;
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +107,9 @@ pub struct Outside {
     /// Where an end is announced.
     pub exit: Arc<ExitSwitch>,
     /// Told of disk errors and of misuse of disk queues.
-    pub on_disk_error: DiskErrorReporter,
+    pub on_disk_error: OnError,
     /// Told of lost taps and of misuse of network queues.
-    pub on_net_error: NetErrorReporter,
+    pub on_net_error: OnError,
 }
 
 /// A micro-VM whose vCPUs have not run yet.

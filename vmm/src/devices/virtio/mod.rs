@@ -17,6 +17,7 @@ use thiserror::Error;
 
 pub mod block;
 pub mod buffers;
+pub mod errors;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -30,8 +31,7 @@ mod testing;
 pub use self::interrupt::Interrupt;
 pub use self::queue::ActiveQueue;
 
-/// The guest's memory, shared by everything that touches it as `Arc<GuestMemory>`.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub use crate::memory::GuestMemory;
 
 /// One virtio device behind a transport.
 ///

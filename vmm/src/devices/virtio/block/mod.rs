@@ -4,7 +4,6 @@
 //! - [`execute`]: doing it on the disk.
 //! - [`config`]: features and configuration space.
 //! - [`storage`]: what is asked of a disk; `volume` asks it of `hearth-images`.
-//! - [`errors`]: what goes wrong, told to the agent, but not too often.
 //!
 //! Each queue has a thread. A request is executed to its end before the queue's next one, so that
 //! a driver that wants more in flight uses more queues.
@@ -16,14 +15,13 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use self::config::{Config, QUEUE_SIZE};
-use self::errors::ErrorReporter;
 use self::execute::Executor;
+use super::errors::{ErrorReporter, OnError};
 use super::queue::{Chain, QueueError};
 use super::worker::{ChainHandler, Worker, end_all};
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod config;
-pub mod errors;
 pub mod execute;
 pub mod request;
 pub mod storage;
@@ -31,7 +29,6 @@ pub mod storage;
 mod tests;
 mod volume;
 
-pub use self::errors::OnError;
 pub use self::storage::Storage;
 
 /// Most queues of one device.

@@ -26,7 +26,7 @@ use self::mac::MacAddress;
 use self::pair::{Link, Pair, Shared};
 use self::receive::Rules;
 use self::tap::Tap;
-use super::block::errors::{ErrorReporter, OnError};
+use super::errors::{ErrorReporter, OnError};
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod config;

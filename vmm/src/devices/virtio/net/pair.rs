@@ -17,7 +17,7 @@ use super::receive::{Received, Receiver, Rules};
 use super::tap::Tap;
 use super::transmit::{Sent, Transmitter};
 use crate::devices::virtio::GuestMemory;
-use crate::devices::virtio::block::errors::ErrorReporter;
+use crate::devices::virtio::errors::ErrorReporter;
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::queue::{ActiveQueue, QueueError};
 use crate::devices::virtio::worker::PanicGuard;

@@ -4,14 +4,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Gets the serial of the disk and what went wrong.
+/// Gets the name of the device (a disk's serial, an interface's tap) and what went wrong.
 pub type OnError = Arc<dyn Fn(&str, String) + Send + Sync>;
 
 /// Messages that go through in each [`PERIOD`].
 const BURST: u32 = 5;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Reports the errors of one disk.
+/// Reports the errors of one device.
 pub struct ErrorReporter {
     serial: String,
     on_error: OnError,
