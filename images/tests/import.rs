@@ -6,24 +6,14 @@ use common::images::*;
 
 use common::{
     Rng, Scratch, assert_all_layers_are_clean, assert_check_is_clean, assert_same_contents,
-    listing, qemu_img,
+    listing, qemu_img, snap, vol,
 };
-use hearth_images::{
-    Access, DiskFormat, ErrorKind, ImportOptions, ImportSource, SnapshotId, VolumeId, VolumeSource,
-};
+use hearth_images::{Access, DiskFormat, ErrorKind, ImportOptions, ImportSource, VolumeSource};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
-
-fn snap(id: &str) -> SnapshotId {
-    SnapshotId::new(id).expect("id")
-}
-
-fn vol(id: &str) -> VolumeId {
-    VolumeId::new(id).expect("id")
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8 path")

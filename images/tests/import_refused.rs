@@ -4,23 +4,13 @@ mod common;
 
 use common::images::*;
 
-use common::{Rng, Scratch, listing, qemu_img};
-use hearth_images::{
-    DiskFormat, Error, ErrorKind, ImportOptions, ImportSource, SnapshotId, VolumeId,
-};
+use common::{Rng, Scratch, listing, qemu_img, snap, vol};
+use hearth_images::{DiskFormat, Error, ErrorKind, ImportOptions, ImportSource};
 use std::fs::{self};
 use std::io::{self};
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
-
-fn snap(id: &str) -> SnapshotId {
-    SnapshotId::new(id).expect("id")
-}
-
-fn vol(id: &str) -> VolumeId {
-    VolumeId::new(id).expect("id")
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8 path")

@@ -2,52 +2,13 @@
 
 mod common;
 
-use common::{Rng, Scratch, listing, qemu_img};
+use common::{Rng, Scratch, byte_at, import_bytes, layers, listing, qemu_img, snap, vol, write_at};
 use hearth_images::{
-    Access, ErrorKind, ImportOptions, ImportSource, Repair, SnapshotId, Store, VolumeId,
-    VolumeSource,
+    Access, ErrorKind, ImportOptions, ImportSource, Repair, Store, VolumeId, VolumeSource,
 };
 use std::fs;
-use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
-
-fn vol(id: &str) -> VolumeId {
-    VolumeId::new(id).expect("id")
-}
-
-fn snap(id: &str) -> SnapshotId {
-    SnapshotId::new(id).expect("id")
-}
-
-fn layers(store: &Store) -> Vec<PathBuf> {
-    listing(&store.root().join("layers"))
-}
-
-fn import_bytes(store: &Store, id: &str, mut bytes: &[u8]) -> SnapshotId {
-    let id = snap(id);
-    store
-        .import_snapshot(
-            &id,
-            ImportSource::Stream(&mut bytes),
-            ImportOptions::default(),
-        )
-        .expect("import");
-    id
-}
-
-fn write_at(store: &Store, id: &VolumeId, data: &[u8], offset: u64) {
-    let disk = store.open_volume(id, Access::ReadWrite).expect("open");
-    disk.write(data, offset).expect("write");
-    disk.close().expect("close");
-}
-
-fn byte_at(store: &Store, id: &VolumeId, offset: u64) -> u8 {
-    let disk = store.open_volume(id, Access::ReadOnly).expect("open");
-    let mut byte = [0];
-    disk.read(&mut byte, offset).expect("read");
-    byte[0]
-}
 
 #[test]
 fn left_overs_of_a_crash_between_two_steps_are_removed() {

@@ -3,55 +3,16 @@
 mod common;
 
 use common::{
-    Rng, Scratch, assert_all_layers_are_clean, assert_check_is_clean, assert_same_contents, listing,
+    Rng, Scratch, assert_all_layers_are_clean, assert_check_is_clean, assert_same_contents,
+    byte_at, import_bytes, layers, listing, snap, vol, write_at,
 };
-use hearth_images::{
-    Access, ErrorKind, ImportOptions, ImportSource, Repair, SnapshotId, Store, VolumeId,
-    VolumeSource,
-};
+use hearth_images::{Access, ErrorKind, Repair, VolumeSource};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-fn vol(id: &str) -> VolumeId {
-    VolumeId::new(id).expect("id")
-}
-
-fn snap(id: &str) -> SnapshotId {
-    SnapshotId::new(id).expect("id")
-}
-
-fn layers(store: &Store) -> Vec<PathBuf> {
-    listing(&store.root().join("layers"))
-}
-
-fn import_bytes(store: &Store, id: &str, mut bytes: &[u8]) -> SnapshotId {
-    let id = snap(id);
-    store
-        .import_snapshot(
-            &id,
-            ImportSource::Stream(&mut bytes),
-            ImportOptions::default(),
-        )
-        .expect("import");
-    id
-}
-
-fn write_at(store: &Store, id: &VolumeId, data: &[u8], offset: u64) {
-    let disk = store.open_volume(id, Access::ReadWrite).expect("open");
-    disk.write(data, offset).expect("write");
-    disk.close().expect("close");
-}
-
-fn byte_at(store: &Store, id: &VolumeId, offset: u64) -> u8 {
-    let disk = store.open_volume(id, Access::ReadOnly).expect("open");
-    let mut byte = [0];
-    disk.read(&mut byte, offset).expect("read");
-    byte[0]
-}
 
 #[test]
 fn what_is_written_is_read_again_after_closing_and_opening() {

@@ -5,7 +5,7 @@
 pub mod images;
 pub mod model;
 
-use hearth_images::Store;
+use hearth_images::{Access, ImportOptions, ImportSource, SnapshotId, Store, VolumeId};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -25,6 +25,49 @@ impl Scratch {
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
+
+/// A volume id.
+pub fn vol(id: &str) -> VolumeId {
+    VolumeId::new(id).expect("id")
+}
+
+/// A snapshot id.
+pub fn snap(id: &str) -> SnapshotId {
+    SnapshotId::new(id).expect("id")
+}
+
+/// The layer files of a store.
+pub fn layers(store: &Store) -> Vec<PathBuf> {
+    listing(&store.root().join("layers"))
+}
+
+/// Imports a raw image.
+pub fn import_bytes(store: &Store, id: &str, mut bytes: &[u8]) -> SnapshotId {
+    let id = snap(id);
+    store
+        .import_snapshot(
+            &id,
+            ImportSource::Stream(&mut bytes),
+            ImportOptions::default(),
+        )
+        .expect("import");
+    id
+}
+
+/// Opens a volume, writes, closes it.
+pub fn write_at(store: &Store, id: &VolumeId, data: &[u8], offset: u64) {
+    let disk = store.open_volume(id, Access::ReadWrite).expect("open");
+    disk.write(data, offset).expect("write");
+    disk.close().expect("close");
+}
+
+/// Opens a volume and reads one byte.
+pub fn byte_at(store: &Store, id: &VolumeId, offset: u64) -> u8 {
+    let disk = store.open_volume(id, Access::ReadOnly).expect("open");
+    let mut byte = [0];
+    disk.read(&mut byte, offset).expect("read");
+    byte[0]
 }
 
 fn run_qemu_img(args: &[&str]) -> Output {
