@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::{DbResult, Tx, from_json, signed, to_json, unsigned};
+use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     images::model::{Image, ImageState},
@@ -119,21 +119,16 @@ pub fn in_state(connection: &Connection, state: ImageState) -> DbResult<Vec<Imag
 
 /// Ids of all.
 pub fn ids(connection: &Connection) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached("SELECT id FROM images")?;
-    Ok(select
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+    strings(connection, "SELECT id FROM images")
 }
 
 /// SHA-256 names of the kernels and initrds that new instances may need.
 pub fn kernel_files(connection: &Connection) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached(
+    strings(
+        connection,
         "SELECT kernel FROM images WHERE state <> 'deregistered'
          UNION SELECT initrd FROM images WHERE state <> 'deregistered' AND initrd IS NOT NULL",
-    )?;
-    Ok(select
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+    )
 }
 
 fn collect(

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::{DbResult, Tx, from_json, signed, to_json, unsigned};
+use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     instances::{
@@ -140,10 +140,7 @@ pub fn terminated_before(connection: &Connection, time: Millis) -> DbResult<Vec<
 
 /// Ids of all.
 pub fn ids(connection: &Connection) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached("SELECT id FROM instances")?;
-    Ok(select
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+    strings(connection, "SELECT id FROM instances")
 }
 
 /// Memory, in bytes, promised to guests that run or are about to.
@@ -159,13 +156,11 @@ pub fn committed_memory(connection: &Connection) -> DbResult<u64> {
 
 /// SHA-256 names of the kernels and initrds that living instances start from.
 pub fn kernel_files(connection: &Connection) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached(
+    strings(
+        connection,
         "SELECT kernel FROM instances WHERE state <> 'terminated'
          UNION SELECT initrd FROM instances WHERE state <> 'terminated' AND initrd IS NOT NULL",
-    )?;
-    Ok(select
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+    )
 }
 
 fn collect(

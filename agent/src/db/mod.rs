@@ -237,6 +237,14 @@ fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
+/// The one column of a query without parameters.
+fn strings(connection: &Connection, query: &str) -> DbResult<Vec<String>> {
+    let mut select = connection.prepare_cached(query)?;
+    Ok(select
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::{DbResult, Tx, from_json, signed, to_json, unsigned};
+use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     time::Millis,
@@ -126,10 +126,7 @@ pub fn growing(connection: &Connection) -> DbResult<Vec<Volume>> {
 
 /// Ids of all.
 pub fn ids(connection: &Connection) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached("SELECT id FROM volumes")?;
-    Ok(select
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?)
+    strings(connection, "SELECT id FROM volumes")
 }
 
 /// Whether a volume is still being made from an image.
