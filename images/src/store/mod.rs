@@ -3,7 +3,7 @@
 //! - `layout`: paths, records, temporary files, and what makes a change durable
 //! - `lock`: file locks
 //! - `create`: new volumes: empty, from a snapshot, grown
-//! - `snapshot`: a name for the sealed state of a volume
+//! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
@@ -28,8 +28,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use layout::TempFile;
+pub(crate) use layout::{TempFile, sync_dir};
 pub(crate) use lock::Locked;
+pub use snapshot::live::DiskSnapshots;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
 /// threads and several processes at once.

@@ -209,6 +209,9 @@ impl Client {
                 exit.power_button_pressed();
                 lock(&controlled.power).press_power_button();
             }
+            Request::SnapshotDisks { disks } => {
+                return self.reply(disks::snapshot(&controlled.disks, disks));
+            }
             Request::ResizeDisk { serial, size_bytes } => {
                 return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }
