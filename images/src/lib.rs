@@ -11,15 +11,20 @@
 //! - `layer`: one qcow2 file: its header, its parent, how a new one is made
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `mapping`: which layer of a chain holds a guest cluster, by our own reading of the tables
+//! - `blocks`: what a snapshot holds, and what changed between two, in blocks of 512 KiB
 
+pub mod blocks;
 pub mod check;
 pub mod disk;
 mod error;
 mod id;
 pub mod import;
 pub mod layer;
+mod mapping;
 pub mod store;
 
+pub use blocks::{BLOCK_BYTES, Block, ChangedBlock, ChangedBlocks, SnapshotBlocks, SnapshotReader};
 pub use check::{CheckReport, Repair};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind, Result};
