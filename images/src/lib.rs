@@ -11,6 +11,7 @@
 //! - `layer`: one qcow2 file: its header, its parent, how a new one is made
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `export`: a volume or snapshot as a stand-alone image
 //! - `mapping`: which layer of a chain holds a guest cluster, by our own reading of the tables
 //! - `blocks`: what a snapshot holds, and what changed between two, in blocks of 512 KiB
 
@@ -18,6 +19,7 @@ pub mod blocks;
 pub mod check;
 pub mod disk;
 mod error;
+pub mod export;
 mod id;
 pub mod import;
 pub mod layer;
@@ -28,6 +30,7 @@ pub use blocks::{BLOCK_BYTES, Block, ChangedBlock, ChangedBlocks, SnapshotBlocks
 pub use check::{CheckReport, Repair};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind, Result};
+pub use export::{Export, Piece};
 pub use id::{SnapshotId, VolumeId};
 pub use import::{DiskFormat, ImportOptions, ImportSource};
 pub use store::{Access, SnapshotInfo, Store, VolumeInfo, VolumeSource};

@@ -3,7 +3,9 @@
 use super::Store;
 use crate::blocks::{ChangedBlocks, SnapshotReader};
 use crate::error::{IoContext, Result};
+use crate::export::Export;
 use crate::id::{SnapshotId, VolumeId};
+use crate::import::DiskFormat;
 use crate::layer::chain::{self, Link};
 use crate::mapping::ChainMap;
 
@@ -25,6 +27,18 @@ impl Store {
         start: u64,
     ) -> Result<ChangedBlocks> {
         ChangedBlocks::new(self.snapshot_map(first)?, self.snapshot_map(second)?, start)
+    }
+
+    /// Starts to export a snapshot as a stand-alone image.
+    pub fn export_snapshot(&self, id: &SnapshotId, format: DiskFormat) -> Result<Export> {
+        Export::new(self.snapshot_map(id)?, format)
+    }
+
+    /// Starts to export a volume that is at rest; it stays locked for reading meanwhile.
+    ///
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) if somebody has it open for writing.
+    pub fn export_volume(&self, id: &VolumeId, format: DiskFormat) -> Result<Export> {
+        Export::new(self.volume_map(id)?, format)
     }
 
     /// The chain of a snapshot. Once it is open, deleting and merging do not matter any more.
