@@ -6,6 +6,7 @@
 //! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
+//! - `read`: whole snapshots and volumes for readers other than a guest
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -18,6 +19,7 @@ mod import;
 mod layout;
 mod lock;
 mod open;
+mod read;
 mod snapshot;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
