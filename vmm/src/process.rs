@@ -28,6 +28,7 @@ pub fn run(config: &VmConfig, started: Instant, terminate: &OwnedFd) -> ExitRepo
         Err(error) => ExitReport {
             reason: ExitReason::StartFailed,
             message: error.to_string(),
+            credits: Vec::new(),
         },
     };
     if let Err(error) = write_report(&config.run_dir, &report) {
@@ -63,6 +64,7 @@ fn run_guest(
         console,
         serial: machine.serial(),
         power: machine.power(),
+        throttle: machine.throttle(),
         subscribers: subscribers.clone(),
         start_to_guest_ns,
     };
@@ -70,12 +72,18 @@ fn run_guest(
 
     wait(exit.event(), terminate).map_err(io_error("poll"))?;
     exit.announce(ExitReason::Killed, "terminated by a signal");
+    let throttle = machine.throttle();
     machine.stop();
     console_thread.finish();
-    Ok(exit.announced().unwrap_or(ExitReport {
+    let report = exit.announced().unwrap_or(ExitReport {
         reason: ExitReason::InternalError,
         message: "ended without a reason".into(),
-    }))
+        credits: Vec::new(),
+    });
+    Ok(ExitReport {
+        credits: throttle.credits(),
+        ..report
+    })
 }
 
 fn disk_error_reporter(subscribers: &Subscribers) -> OnError {

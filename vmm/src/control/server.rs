@@ -12,6 +12,7 @@ use crate::acpi::pm::PowerManagement;
 use crate::config::{PROTOCOL_VERSION, run_files};
 use crate::console::Console;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::block::throttle::MachineThrottle;
 use crate::exit::ExitSwitch;
 
 /// Longest request, in bytes.
@@ -33,6 +34,8 @@ pub struct Controlled {
     pub serial: Arc<Mutex<SerialPort>>,
     /// The power button.
     pub power: Arc<Mutex<PowerManagement>>,
+    /// The disks' limits.
+    pub throttle: Arc<MachineThrottle>,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -199,6 +202,21 @@ impl Client {
                 lock(&controlled.power).press_power_button();
             }
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
+            Request::SetThrottle { serial, limits } => {
+                let Some(disk) = controlled.throttle.disk(serial) else {
+                    return self.refuse(format!("there is no disk {serial}"));
+                };
+                if let Err(error) = limits.validate() {
+                    return self.refuse(error.to_string());
+                }
+                disk.set_limits(limits);
+            }
+            Request::DiskStatus { serial } => {
+                return match controlled.throttle.disk(serial) {
+                    Some(disk) => send(&self.writer, &Reply::DiskStatus(disk.credits())),
+                    None => self.refuse(format!("there is no disk {serial}")),
+                };
+            }
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {
                 return self.refuse("not legal here".into());

@@ -17,6 +17,7 @@ use crate::devices::ioapic::{self, IoApic};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::throttle::MachineThrottle;
 use crate::devices::virtio::errors::OnError;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
@@ -63,12 +64,15 @@ pub(super) fn build_virtio(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
+    throttle: &Arc<MachineThrottle>,
     on_disk_error: &OnError,
     on_net_error: &OnError,
 ) -> Result<Vec<VirtioSlot>, StartError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
-        devices.push(Box::new(open_disk(disk, config.vcpus, on_disk_error)?));
+        let opened = open_disk(disk, config.vcpus, on_disk_error)?;
+        let throttle = throttle.add_disk(&disk.serial, &disk.limits);
+        devices.push(Box::new(opened.with_throttle(throttle)));
     }
     for net in &config.nets {
         devices.push(Box::new(open_net(net, on_net_error)?));

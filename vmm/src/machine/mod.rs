@@ -24,6 +24,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::console::Console;
 use crate::devices::ioapic;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::block::throttle::MachineThrottle;
 use crate::devices::virtio::errors::OnError;
 use crate::devices::virtio::net::tap::TapError;
 use crate::exit::ExitSwitch;
@@ -119,6 +120,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     context: RunContext,
     virtio: Vec<VirtioSlot>,
+    throttle: Arc<MachineThrottle>,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
 }
@@ -134,10 +136,12 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
+        let throttle = MachineThrottle::new(&config.disk_limits);
         let virtio = devices::build_virtio(
             config,
             &memory,
             &vm,
+            &throttle,
             &outside.on_disk_error,
             &outside.on_net_error,
         )?;
@@ -158,6 +162,7 @@ impl Machine {
             vcpus,
             context,
             virtio,
+            throttle,
             serial,
             power,
         })
@@ -173,6 +178,7 @@ impl Machine {
         Ok(RunningMachine {
             threads,
             virtio: self.virtio,
+            throttle: self.throttle,
             serial: self.serial,
             power: self.power,
             _vm: self.vm,
@@ -184,6 +190,7 @@ impl Machine {
 pub struct RunningMachine {
     threads: Vec<VcpuThread>,
     virtio: Vec<VirtioSlot>,
+    throttle: Arc<MachineThrottle>,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
     _vm: Arc<VmFd>,
@@ -198,6 +205,11 @@ impl RunningMachine {
     /// The power button.
     pub fn power(&self) -> Arc<Mutex<PowerManagement>> {
         Arc::clone(&self.power)
+    }
+
+    /// The limits of the disks.
+    pub fn throttle(&self) -> Arc<MachineThrottle> {
+        Arc::clone(&self.throttle)
     }
 
     /// Stops the vCPUs, then the devices: what is in flight is finished, disks are flushed and

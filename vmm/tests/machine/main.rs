@@ -335,6 +335,7 @@ fn what_can_not_be_started_is_told_and_leaves_an_exit_report() {
                     volume: "vol-none".into(),
                     read_only: false,
                     queues: 1,
+                    limits: Default::default(),
                 }];
             },
             "disk vol-none",
