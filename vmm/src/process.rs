@@ -64,7 +64,7 @@ fn run_guest(
         console,
         serial: machine.serial(),
         power: machine.power(),
-        throttle: machine.throttle(),
+        disks: machine.disks(),
         subscribers: subscribers.clone(),
         start_to_guest_ns,
     };
@@ -72,7 +72,7 @@ fn run_guest(
 
     wait(exit.event(), terminate).map_err(io_error("poll"))?;
     exit.announce(ExitReason::Killed, "terminated by a signal");
-    let throttle = machine.throttle();
+    let disks = machine.disks();
     machine.stop();
     console_thread.finish();
     let report = exit.announced().unwrap_or(ExitReport {
@@ -81,7 +81,7 @@ fn run_guest(
         credits: Vec::new(),
     });
     Ok(ExitReport {
-        credits: throttle.credits(),
+        credits: disks.credits(),
         ..report
     })
 }

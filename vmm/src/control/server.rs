@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::disks::{self, DiskError};
 use super::{Event, ExitReason, Phase, Reply, Request, VmStatus};
 use crate::acpi::pm::PowerManagement;
 use crate::config::{PROTOCOL_VERSION, run_files};
 use crate::console::Console;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::block::throttle::MachineThrottle;
 use crate::exit::ExitSwitch;
+use crate::machine::disks::Disks;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -34,8 +35,8 @@ pub struct Controlled {
     pub serial: Arc<Mutex<SerialPort>>,
     /// The power button.
     pub power: Arc<Mutex<PowerManagement>>,
-    /// The disks' limits.
-    pub throttle: Arc<MachineThrottle>,
+    /// The disks.
+    pub disks: Disks,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -147,6 +148,13 @@ impl Client {
         send(&self.writer, &Reply::Error { message })
     }
 
+    fn reply(&self, outcome: Result<Reply, DiskError>) -> io::Result<()> {
+        match outcome {
+            Ok(reply) => send(&self.writer, &reply),
+            Err(error) => self.refuse(error.to_string()),
+        }
+    }
+
     fn serve(mut self, controlled: &Controlled) -> io::Result<()> {
         match self.next()? {
             Next::Request(Request::Hello {
@@ -201,22 +209,16 @@ impl Client {
                 exit.power_button_pressed();
                 lock(&controlled.power).press_power_button();
             }
-            Request::Kill => exit.announce(ExitReason::Killed, "told to"),
+            Request::ResizeDisk { serial, size_bytes } => {
+                return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
+            }
             Request::SetThrottle { serial, limits } => {
-                let Some(disk) = controlled.throttle.disk(serial) else {
-                    return self.refuse(format!("there is no disk {serial}"));
-                };
-                if let Err(error) = limits.validate() {
-                    return self.refuse(error.to_string());
-                }
-                disk.set_limits(limits);
+                return self.reply(disks::set_throttle(&controlled.disks, serial, limits));
             }
             Request::DiskStatus { serial } => {
-                return match controlled.throttle.disk(serial) {
-                    Some(disk) => send(&self.writer, &Reply::DiskStatus(disk.credits())),
-                    None => self.refuse(format!("there is no disk {serial}")),
-                };
+                return self.reply(disks::status(&controlled.disks, serial));
             }
+            Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {
                 return self.refuse("not legal here".into());

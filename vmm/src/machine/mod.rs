@@ -9,6 +9,7 @@
 
 mod arguments;
 mod devices;
+pub mod disks;
 pub mod layout;
 mod power;
 
@@ -24,7 +25,6 @@ use crate::config::{ConfigError, VmConfig};
 use crate::console::Console;
 use crate::devices::ioapic;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::block::throttle::MachineThrottle;
 use crate::devices::virtio::errors::OnError;
 use crate::devices::virtio::net::tap::TapError;
 use crate::exit::ExitSwitch;
@@ -34,6 +34,7 @@ use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
 pub use devices::VirtioSlot;
+use disks::Disks;
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +121,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     context: RunContext,
     virtio: Vec<VirtioSlot>,
-    throttle: Arc<MachineThrottle>,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
 }
@@ -136,12 +137,12 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
-        let throttle = MachineThrottle::new(&config.disk_limits);
+        let disks = Disks::new(&config.disk_limits);
         let virtio = devices::build_virtio(
             config,
             &memory,
             &vm,
-            &throttle,
+            &disks,
             &outside.on_disk_error,
             &outside.on_net_error,
         )?;
@@ -162,7 +163,7 @@ impl Machine {
             vcpus,
             context,
             virtio,
-            throttle,
+            disks,
             serial,
             power,
         })
@@ -178,7 +179,7 @@ impl Machine {
         Ok(RunningMachine {
             threads,
             virtio: self.virtio,
-            throttle: self.throttle,
+            disks: self.disks,
             serial: self.serial,
             power: self.power,
             _vm: self.vm,
@@ -190,7 +191,7 @@ impl Machine {
 pub struct RunningMachine {
     threads: Vec<VcpuThread>,
     virtio: Vec<VirtioSlot>,
-    throttle: Arc<MachineThrottle>,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
     _vm: Arc<VmFd>,
@@ -202,14 +203,14 @@ impl RunningMachine {
         Arc::clone(&self.serial)
     }
 
+    /// The disks, by serial.
+    pub fn disks(&self) -> Disks {
+        self.disks.clone()
+    }
+
     /// The power button.
     pub fn power(&self) -> Arc<Mutex<PowerManagement>> {
         Arc::clone(&self.power)
-    }
-
-    /// The limits of the disks.
-    pub fn throttle(&self) -> Arc<MachineThrottle> {
-        Arc::clone(&self.throttle)
     }
 
     /// Stops the vCPUs, then the devices: what is in flight is finished, disks are flushed and

@@ -42,6 +42,7 @@ impl TestMachine {
                 protocol: BootProtocol::Auto,
             },
             disks: Vec::new(),
+            disk_limits: Default::default(),
             nets: Vec::new(),
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,

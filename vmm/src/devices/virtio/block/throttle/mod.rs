@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,19 +28,16 @@ use self::clock::Nanos;
 use self::count::{Cost, Counted, Counter};
 use self::limits::{DiskLimits, MachineLimits};
 use self::pacer::Pacer;
-use crate::control::DiskCredits;
 
 /// What all disks of a machine share.
 pub struct MachineThrottle {
     epoch: Instant,
     limiting: bool,
     pacer: Mutex<Pacer>,
-    disks: Mutex<Vec<Arc<DiskThrottle>>>,
 }
 
 /// Holds one disk to its limits.
 pub struct DiskThrottle {
-    serial: String,
     machine: Arc<MachineThrottle>,
     limiting: AtomicBool,
     state: Mutex<State>,
@@ -75,43 +72,19 @@ impl MachineThrottle {
             epoch: Instant::now(),
             limiting: pacer.limits_anything(),
             pacer: Mutex::new(pacer),
-            disks: Mutex::default(),
         })
     }
 
-    /// Adds a disk.
-    pub fn add_disk(self: &Arc<Self>, serial: &str, limits: &DiskLimits) -> Arc<DiskThrottle> {
+    /// A disk that has `limits` of its own, and shares the machine's.
+    pub fn add_disk(self: &Arc<Self>, limits: &DiskLimits) -> Arc<DiskThrottle> {
         let disk = Arc::new(DiskThrottle {
-            serial: serial.to_owned(),
             machine: Arc::clone(self),
             limiting: AtomicBool::new(self.limiting),
             state: Mutex::default(),
             waiting: Mutex::default(),
         });
         disk.set_limits(limits);
-        lock(&self.disks).push(Arc::clone(&disk));
         disk
-    }
-
-    /// Forgets a disk.
-    pub fn remove_disk(&self, serial: &str) {
-        lock(&self.disks).retain(|disk| disk.serial != serial);
-    }
-
-    /// Looks a disk up.
-    pub fn disk(&self, serial: &str) -> Option<Arc<DiskThrottle>> {
-        let disks = lock(&self.disks);
-        disks.iter().find(|disk| disk.serial == serial).cloned()
-    }
-
-    /// The credits of all disks that have some.
-    pub fn credits(&self) -> Vec<DiskCredits> {
-        let disks = lock(&self.disks);
-        disks
-            .iter()
-            .map(|disk| disk.credits())
-            .filter(|credits| credits.operations.is_some() || credits.bytes.is_some())
-            .collect()
     }
 
     fn now(&self) -> Nanos {
@@ -122,7 +95,7 @@ impl MachineThrottle {
 impl DiskThrottle {
     /// A disk on its own, without limits.
     pub fn unlimited() -> Arc<Self> {
-        MachineThrottle::new(&MachineLimits::default()).add_disk("", &DiskLimits::default())
+        MachineThrottle::new(&MachineLimits::default()).add_disk(&DiskLimits::default())
     }
 
     /// Holds the disk to `limits` from now on. Requests that wait do so under the new ones; what
@@ -141,16 +114,9 @@ impl DiskThrottle {
         }
     }
 
-    /// The burst credits now.
-    pub fn credits(&self) -> DiskCredits {
-        let (operations, bytes) = lock(&self.state).pacer.credits(self.machine.now());
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        DiskCredits {
-            serial: self.serial.clone(),
-            operations,
-            bytes,
-            unix_ms: since_1970.map_or(0, |time| time.as_millis() as i64),
-        }
+    /// The burst credits now, in operations and in bytes; `None` where there is no burst.
+    pub fn credits(&self) -> (Option<u64>, Option<u64>) {
+        lock(&self.state).pacer.credits(self.machine.now())
     }
 
     fn cost(&self, counted: Counted) -> Cost {
