@@ -29,6 +29,7 @@ pub fn run(config: &VmConfig, started: Instant, terminate: &OwnedFd) -> ExitRepo
         Err(error) => ExitReport {
             reason: ExitReason::StartFailed,
             message: error.to_string(),
+            credits: Vec::new(),
         },
     };
     if let Err(error) = write_report(&config.run_dir, &report) {
@@ -76,13 +77,19 @@ fn run_guest(
     wait(exit.event(), terminate).map_err(io_error("poll"))?;
     exit.announce(ExitReason::Killed, "terminated by a signal");
     crash_point("vmm.stopping");
+    let disks = machine.disks();
     machine.stop();
     console_thread.finish();
     crash_point("vmm.stopped");
-    Ok(exit.announced().unwrap_or(ExitReport {
+    let report = exit.announced().unwrap_or(ExitReport {
         reason: ExitReason::InternalError,
         message: "ended without a reason".into(),
-    }))
+        credits: Vec::new(),
+    });
+    Ok(ExitReport {
+        credits: disks.credits(),
+        ..report
+    })
 }
 
 fn disk_error_reporter(subscribers: &Subscribers) -> OnError {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hearth_images::{SnapshotId, Store};
 
 use super::{DiskSnapshot, Reply, SnapshotTaken};
+use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError};
 use crate::machine::disks::{Disks, MachineDisk};
 
 /// Why a request about disks was not done; the text goes to the client.
@@ -18,6 +19,9 @@ pub enum DiskError {
     /// Snapshots of disks of several stores, or of no disk.
     #[error("snapshots are taken of the disks of one store at a time")]
     NotOneStore,
+    /// Limits that can't be.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
     /// The volume store refused or failed.
     #[error(transparent)]
     Store(#[from] hearth_images::Error),
@@ -57,6 +61,19 @@ pub fn resize(disks: &Disks, serial: &str, size_bytes: u64) -> Result<Reply, Dis
     // Of two requests at once, the later one may come here first.
     disk.device.set_size(disk.disk.size_bytes());
     Ok(Reply::Done)
+}
+
+/// Holds the disk of `serial` to `limits` from now on.
+pub fn set_throttle(disks: &Disks, serial: &str, limits: &DiskLimits) -> Result<Reply, DiskError> {
+    limits.validate()?;
+    find(disks, serial)?.throttle.set_limits(limits);
+    Ok(Reply::Done)
+}
+
+/// How the disk of `serial` is.
+pub fn status(disks: &Disks, serial: &str) -> Result<Reply, DiskError> {
+    let disk = find(disks, serial)?;
+    Ok(Reply::DiskStatus(disk.credits()))
 }
 
 fn find(disks: &Disks, serial: &str) -> Result<Arc<MachineDisk>, DiskError> {

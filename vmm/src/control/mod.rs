@@ -11,6 +11,8 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::block::throttle::limits::DiskLimits;
+
 /// What a VMM may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
@@ -42,6 +44,18 @@ pub enum Request {
     },
     /// Sends events on this connection from now on.
     Subscribe,
+    /// Holds a disk to other limits from now on; legal while the guest runs.
+    SetThrottle {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// All of them: those that aren't there hold no longer.
+        limits: DiskLimits,
+    },
+    /// How a disk is; always legal.
+    DiskStatus {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+    },
     /// Turns this connection into the serial console.
     AttachConsole {
         /// First send what is still kept of the output so far.
@@ -71,6 +85,8 @@ pub enum Reply {
         /// In the order of the request.
         snapshots: Vec<SnapshotTaken>,
     },
+    /// To [`Request::DiskStatus`].
+    DiskStatus(DiskCredits),
     /// Done; to everything else that worked.
     Done,
     /// The request was not understood or is not legal now.
@@ -109,6 +125,19 @@ pub struct VmStatus {
     pub phase: Phase,
     /// Nanoseconds from the start of the VMM process to the guest's first instruction.
     pub start_to_guest_ns: u64,
+}
+
+/// The burst credits of a disk at an instant; `None` of what it has no burst of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCredits {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// Operations.
+    pub operations: Option<u64>,
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// The instant: milliseconds since 1970.
+    pub unix_ms: i64,
 }
 
 /// Where a guest is in its life.
@@ -151,6 +180,9 @@ pub struct ExitReport {
     pub reason: ExitReason,
     /// For people.
     pub message: String,
+    /// What the disks have left of their burst credits.
+    #[serde(default)]
+    pub credits: Vec<DiskCredits>,
 }
 
 /// The kinds of end. The process's exit code is 0 for the first three, 1 for the others.

@@ -215,6 +215,12 @@ impl Client {
             Request::ResizeDisk { serial, size_bytes } => {
                 return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }
+            Request::SetThrottle { serial, limits } => {
+                return self.reply(disks::set_throttle(&controlled.disks, serial, limits));
+            }
+            Request::DiskStatus { serial } => {
+                return self.reply(disks::status(&controlled.disks, serial));
+            }
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {

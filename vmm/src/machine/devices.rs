@@ -120,14 +120,16 @@ fn open_disk(
         queues,
         Arc::clone(on_error),
     );
+    let throttle = registry.throttle(&disk.limits);
     registry.insert(MachineDisk {
         serial: disk.serial.clone(),
         store: disk.store.clone(),
         volume,
         disk: opened,
         device: block.control(),
+        throttle: Arc::clone(&throttle),
     });
-    Ok(block)
+    Ok(block.with_throttle(throttle))
 }
 
 fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {

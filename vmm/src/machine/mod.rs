@@ -137,7 +137,7 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
-        let disks = Disks::default();
+        let disks = Disks::new(&config.disk_limits);
         let virtio = devices::build_virtio(
             config,
             &memory,
