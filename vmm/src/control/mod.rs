@@ -6,6 +6,7 @@
 //! after [`Request::AttachConsole`] both sides send raw bytes of the serial console until one
 //! closes. The first request must be [`Request::Hello`].
 
+pub mod disks;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,13 @@ pub enum Request {
     PowerButton,
     /// Ends the guest now: vCPUs stop, disks are flushed, the process exits.
     Kill,
+    /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
+    ResizeDisk {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// The new size, in bytes; not smaller than before.
+        size_bytes: u64,
+    },
     /// Sends events on this connection from now on.
     Subscribe,
     /// Turns this connection into the serial console.

@@ -321,7 +321,7 @@ impl Faulty {
     }
 }
 
-impl Storage for Arc<Faulty> {
+impl Storage for Faulty {
     fn size_bytes(&self) -> u64 {
         self.disk.size_bytes()
     }
