@@ -3,12 +3,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hearth_images::{SnapshotId, Store};
 
 use super::{DiskSnapshot, Reply, SnapshotTaken};
+use crate::config::DiskConfig;
 use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError};
 use crate::machine::disks::{Disks, MachineDisk};
+use crate::machine::hotplug::{HotPlug, HotPlugError};
 
 /// Why a request about disks was not done; the text goes to the client.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,37 @@ pub enum DiskError {
     /// The volume store refused or failed.
     #[error(transparent)]
     Store(#[from] hearth_images::Error),
+    /// A disk did not come or go.
+    #[error(transparent)]
+    HotPlug(#[from] HotPlugError),
+}
+
+/// Longest that a guest may be waited for.
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Plugs a disk in.
+pub fn attach(hotplug: &HotPlug, disk: &DiskConfig) -> Result<Reply, DiskError> {
+    hotplug.attach(disk)?;
+    Ok(Reply::Done)
+}
+
+/// Unplugs a disk.
+pub fn detach(
+    hotplug: &HotPlug,
+    serial: &str,
+    force: bool,
+    patience_ms: u64,
+) -> Result<Reply, DiskError> {
+    let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
+    hotplug.detach(serial, force, patience)?;
+    Ok(Reply::Done)
+}
+
+/// Lists the disks.
+pub fn list(hotplug: &HotPlug) -> Result<Reply, DiskError> {
+    Ok(Reply::Disks {
+        disks: hotplug.list(),
+    })
 }
 
 /// Takes snapshots, all at one point in time.

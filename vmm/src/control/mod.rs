@@ -11,6 +11,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::DiskConfig;
 use crate::devices::virtio::block::throttle::limits::DiskLimits;
 
 /// What a VMM may be asked.
@@ -37,11 +38,28 @@ pub enum Request {
     },
     /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
     ResizeDisk {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// The new size, in bytes; not smaller than before.
         size_bytes: u64,
     },
+    /// Plugs a disk in; [`Reply::Done`] when it is there and the guest has been told.
+    AttachDisk {
+        /// No disk may have its serial.
+        disk: DiskConfig,
+    },
+    /// Asks the guest to let go of a disk; [`Reply::Done`] when it has and the volume is closed.
+    /// A disk that is on its way out already is waited for.
+    DetachDisk {
+        /// [`DiskConfig::serial`].
+        serial: String,
+        /// Close the volume at once, whatever the guest does: its requests fail from then on.
+        force: bool,
+        /// How long the guest may take, in milliseconds; after that the disk stays.
+        patience_ms: u64,
+    },
+    /// Which disks there are; [`Reply::Disks`].
+    ListDisks,
     /// Sends events on this connection from now on.
     Subscribe,
     /// Holds a disk to other limits from now on; legal while the guest runs.
@@ -87,6 +105,11 @@ pub enum Reply {
     },
     /// To [`Request::DiskStatus`].
     DiskStatus(DiskCredits),
+    /// To [`Request::ListDisks`].
+    Disks {
+        /// In the order of their places.
+        disks: Vec<DiskStatus>,
+    },
     /// Done; to everything else that worked.
     Done,
     /// The request was not understood or is not legal now.
@@ -140,6 +163,27 @@ pub struct DiskCredits {
     pub unix_ms: i64,
 }
 
+/// A disk of a running guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// [`DiskConfig::serial`].
+    pub serial: String,
+    /// Whether it stays.
+    pub phase: DiskPhase,
+    /// A driver of the guest has found it.
+    pub driver: bool,
+}
+
+/// Whether a disk stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPhase {
+    /// It stays.
+    Attached,
+    /// The guest was asked to let go of it, or has, and its volume is being closed.
+    Detaching,
+}
+
 /// Where a guest is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,7 +202,7 @@ pub enum Event {
     Exited(ExitReport),
     /// A disk refused a request of the guest, or the guest misused its queue.
     DiskError {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// For people.
         message: String,
