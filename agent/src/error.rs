@@ -65,6 +65,8 @@ reasons! {
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's state does not allow it.
     IncorrectState = "IncorrectState", FailedPrecondition;
+    /// The object is somebody else's, and shared for use only.
+    UnauthorizedOperation = "UnauthorizedOperation", PermissionDenied;
     /// A field's value is not allowed.
     InvalidParameterValue = "InvalidParameterValue", InvalidArgument;
     /// A field that must be given is not.

@@ -15,6 +15,7 @@
 pub mod config;
 pub mod server;
 
+mod accounts;
 mod api;
 mod blocking;
 mod busy;

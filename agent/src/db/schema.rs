@@ -96,6 +96,14 @@ const STEPS: &[&str] = &[
         created      INTEGER NOT NULL,
         PRIMARY KEY (owner, operation, token)
     ) STRICT, WITHOUT ROWID;",
+    // 2: accounts. Whatever was there is the local one's.
+    "ALTER TABLE events ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+    CREATE TABLE permissions (
+        resource_id TEXT NOT NULL,
+        account     TEXT NOT NULL,
+        PRIMARY KEY (resource_id, account)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX permissions_by_account ON permissions (account);",
 ];
 
 /// Takes the steps that are missing.

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 use self::model::{GIB, MAX_SIZE_GIB, Volume, VolumeState};
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
@@ -37,6 +37,8 @@ pub const CREATE: &str = "CreateVolume";
 /// What a caller wants made.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub size_gib: u64,
     pub image_id: String,
     pub tags: Vec<Tag>,
@@ -103,7 +105,7 @@ fn insert_creating(
     let mut volume = Volume {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
@@ -343,13 +345,7 @@ async fn remove_from_store(context: &Context, id: &str) -> ApiResult<()> {
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeView>> {
     let page = context
         .db
-        .read(move |connection| {
-            query.page(
-                connection,
-                |connection, index, id| get(connection, id, &format!("volume_ids[{index}]")),
-                db::volumes::after,
-            )
-        })
+        .read(move |connection| query.page(connection, "volume_ids", get, db::volumes::after))
         .await?;
     let store = context.store.clone();
     blocking("looking at volumes", move || Page {
@@ -447,6 +443,7 @@ fn volume_id(id: &str) -> ApiResult<VolumeId> {
 }
 
 impl Described for Volume {
+    const KIND: Kind = Kind::Volume;
     const FILTERS: &'static [&'static str] = &[
         "volume-id",
         "status",
@@ -459,6 +456,14 @@ impl Described for Volume {
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {

@@ -46,6 +46,16 @@ struct Cli {
     )]
     socket: PathBuf,
 
+    /// The account to act as; `*` looks at all of them.
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_ACCOUNT",
+        value_name = "NAME",
+        default_value = "local"
+    )]
+    account: String,
+
     /// Tables for people, or one JSON document for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     output: Output,
@@ -91,7 +101,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let output = cli.output;
-    let connect = || Client::connect(&cli.socket);
+    let connect = || Client::connect(&cli.socket, &cli.account);
     match cli.command {
         Command::Run(args) => run::run(&mut connect().await?, output, args).await,
         Command::Instance(command) => {
