@@ -6,6 +6,7 @@
 //! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
+//! - `merge`: sealed layers into one, so that chains stay short
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -17,6 +18,7 @@ mod delete;
 mod import;
 mod layout;
 mod lock;
+mod merge;
 mod open;
 mod snapshot;
 
@@ -30,6 +32,7 @@ use std::sync::Arc;
 
 pub(crate) use layout::{TempFile, sync_dir};
 pub(crate) use lock::Locked;
+pub use merge::{MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress};
 pub use snapshot::live::DiskSnapshots;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
