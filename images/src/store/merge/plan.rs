@@ -12,8 +12,7 @@ use std::path::Path;
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     nodes: HashMap<LayerId, Node>,
-    /// Layers that a volume writes to: never merged, and not counted as children to keep a
-    /// parent for.
+    /// Layers that a volume writes to: never merged.
     tops: HashSet<LayerId>,
     /// Layers that snapshots name.
     named: HashSet<LayerId>,
@@ -134,8 +133,8 @@ impl Tree {
         let (Some(above), Some(below)) = (self.nodes.get(child), self.nodes.get(parent)) else {
             return Ok(None);
         };
-        let moving = |layer| self.tops.contains(layer);
-        if above.dirty || below.dirty || moving(child) || moving(parent) {
+        let is_top = |layer| self.tops.contains(layer);
+        if above.dirty || below.dirty || is_top(child) || is_top(parent) {
             return Ok(None);
         }
         let size = |layer: &LayerId| {
