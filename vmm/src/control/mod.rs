@@ -40,6 +40,9 @@ pub enum Request {
         /// The new size, in bytes; not smaller than before.
         size_bytes: u64,
     },
+    /// After a merge in the store: goes over to the new files of all disks' layers, so that the
+    /// old ones can go; [`Reply::Done`]. The guest goes on.
+    ReloadDisks,
     /// Sends events on this connection from now on.
     Subscribe,
     /// Turns this connection into the serial console.
