@@ -7,6 +7,7 @@
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
 //! - `merge`: sealed layers into one, so that chains stay short
+//! - `read`: whole snapshots and volumes for readers other than a guest
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -20,6 +21,7 @@ mod layout;
 mod lock;
 mod merge;
 mod open;
+mod read;
 mod snapshot;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};

@@ -11,9 +11,9 @@ use crate::layer::header::Header;
 use std::fs::OpenOptions;
 
 /// The top layer of a volume, locked against other processes and threads.
-struct LockedTop {
-    id: LayerId,
-    file: Locked,
+pub(super) struct LockedTop {
+    pub id: LayerId,
+    pub file: Locked,
 }
 
 impl Store {
@@ -121,7 +121,7 @@ impl Store {
         Ok((top.file, link.header))
     }
 
-    fn lock_top(&self, id: &VolumeId, exclusive: bool) -> Result<LockedTop> {
+    pub(super) fn lock_top(&self, id: &VolumeId, exclusive: bool) -> Result<LockedTop> {
         loop {
             let layer = self.volume_record(id)?.layer_id()?;
             let path = self.layout.layer_path(&layer);

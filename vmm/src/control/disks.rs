@@ -3,11 +3,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hearth_images::{SnapshotId, Store};
 
 use super::{DiskSnapshot, Reply, SnapshotTaken};
+use crate::config::DiskConfig;
+use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError};
 use crate::machine::disks::{Disks, MachineDisk};
+use crate::machine::hotplug::{HotPlug, HotPlugError};
 
 /// Why a request about disks was not done; the text goes to the client.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +22,43 @@ pub enum DiskError {
     /// Snapshots of disks of several stores, or of no disk.
     #[error("snapshots are taken of the disks of one store at a time")]
     NotOneStore,
+    /// Limits that can't be.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
     /// The volume store refused or failed.
     #[error(transparent)]
     Store(#[from] hearth_images::Error),
+    /// A disk did not come or go.
+    #[error(transparent)]
+    HotPlug(#[from] HotPlugError),
+}
+
+/// Longest that a guest may be waited for.
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Plugs a disk in.
+pub fn attach(hotplug: &HotPlug, disk: &DiskConfig) -> Result<Reply, DiskError> {
+    hotplug.attach(disk)?;
+    Ok(Reply::Done)
+}
+
+/// Unplugs a disk.
+pub fn detach(
+    hotplug: &HotPlug,
+    serial: &str,
+    force: bool,
+    patience_ms: u64,
+) -> Result<Reply, DiskError> {
+    let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
+    hotplug.detach(serial, force, patience)?;
+    Ok(Reply::Done)
+}
+
+/// Lists the disks.
+pub fn list(hotplug: &HotPlug) -> Result<Reply, DiskError> {
+    Ok(Reply::Disks {
+        disks: hotplug.list(),
+    })
 }
 
 /// Takes snapshots, all at one point in time.
@@ -70,6 +108,19 @@ pub fn reload(disks: &Disks) -> Result<Reply, DiskError> {
     let outcomes: Vec<_> = disks.all().iter().map(|disk| reload(disk)).collect();
     outcomes.into_iter().collect::<Result<(), _>>()?;
     Ok(Reply::Done)
+}
+
+/// Holds the disk of `serial` to `limits` from now on.
+pub fn set_throttle(disks: &Disks, serial: &str, limits: &DiskLimits) -> Result<Reply, DiskError> {
+    limits.validate()?;
+    find(disks, serial)?.throttle.set_limits(limits);
+    Ok(Reply::Done)
+}
+
+/// How the disk of `serial` is.
+pub fn status(disks: &Disks, serial: &str) -> Result<Reply, DiskError> {
+    let disk = find(disks, serial)?;
+    Ok(Reply::DiskStatus(disk.credits()))
 }
 
 fn find(disks: &Disks, serial: &str) -> Result<Arc<MachineDisk>, DiskError> {

@@ -11,6 +11,9 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::DiskConfig;
+use crate::devices::virtio::block::throttle::limits::DiskLimits;
+
 /// What a VMM may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
@@ -35,7 +38,7 @@ pub enum Request {
     },
     /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
     ResizeDisk {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// The new size, in bytes; not smaller than before.
         size_bytes: u64,
@@ -43,8 +46,37 @@ pub enum Request {
     /// After a merge in the store: goes over to the new files of all disks' layers, so that the
     /// old ones can go; [`Reply::Done`]. The guest goes on.
     ReloadDisks,
+    /// Plugs a disk in; [`Reply::Done`] when it is there and the guest has been told.
+    AttachDisk {
+        /// No disk may have its serial.
+        disk: DiskConfig,
+    },
+    /// Asks the guest to let go of a disk; [`Reply::Done`] when it has and the volume is closed.
+    /// A disk that is on its way out already is waited for.
+    DetachDisk {
+        /// [`DiskConfig::serial`].
+        serial: String,
+        /// Close the volume at once, whatever the guest does: its requests fail from then on.
+        force: bool,
+        /// How long the guest may take, in milliseconds; after that the disk stays.
+        patience_ms: u64,
+    },
+    /// Which disks there are; [`Reply::Disks`].
+    ListDisks,
     /// Sends events on this connection from now on.
     Subscribe,
+    /// Holds a disk to other limits from now on; legal while the guest runs.
+    SetThrottle {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// All of them: those that aren't there hold no longer.
+        limits: DiskLimits,
+    },
+    /// How a disk is; always legal.
+    DiskStatus {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+    },
     /// Turns this connection into the serial console.
     AttachConsole {
         /// First send what is still kept of the output so far.
@@ -73,6 +105,13 @@ pub enum Reply {
         pause_ns: u64,
         /// In the order of the request.
         snapshots: Vec<SnapshotTaken>,
+    },
+    /// To [`Request::DiskStatus`].
+    DiskStatus(DiskCredits),
+    /// To [`Request::ListDisks`].
+    Disks {
+        /// In the order of their places.
+        disks: Vec<DiskStatus>,
     },
     /// Done; to everything else that worked.
     Done,
@@ -114,6 +153,40 @@ pub struct VmStatus {
     pub start_to_guest_ns: u64,
 }
 
+/// The burst credits of a disk at an instant; `None` of what it has no burst of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCredits {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// Operations.
+    pub operations: Option<u64>,
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// The instant: milliseconds since 1970.
+    pub unix_ms: i64,
+}
+
+/// A disk of a running guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// [`DiskConfig::serial`].
+    pub serial: String,
+    /// Whether it stays.
+    pub phase: DiskPhase,
+    /// A driver of the guest has found it.
+    pub driver: bool,
+}
+
+/// Whether a disk stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPhase {
+    /// It stays.
+    Attached,
+    /// The guest was asked to let go of it, or has, and its volume is being closed.
+    Detaching,
+}
+
 /// Where a guest is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,7 +205,7 @@ pub enum Event {
     Exited(ExitReport),
     /// A disk refused a request of the guest, or the guest misused its queue.
     DiskError {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// For people.
         message: String,
@@ -154,6 +227,9 @@ pub struct ExitReport {
     pub reason: ExitReason,
     /// For people.
     pub message: String,
+    /// What the disks have left of their burst credits.
+    #[serde(default)]
+    pub credits: Vec<DiskCredits>,
 }
 
 /// The kinds of end. The process's exit code is 0 for the first three, 1 for the others.

@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::devices::serial::SerialPort;
 use crate::exit::ExitSwitch;
 use crate::machine::disks::Disks;
+use crate::machine::hotplug::HotPlug;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -37,6 +38,8 @@ pub struct Controlled {
     pub power: Arc<Mutex<PowerManagement>>,
     /// The disks.
     pub disks: Disks,
+    /// Plugs and unplugs disks.
+    pub hotplug: HotPlug,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -216,6 +219,24 @@ impl Client {
             Request::ResizeDisk { serial, size_bytes } => {
                 return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }
+            Request::SetThrottle { serial, limits } => {
+                return self.reply(disks::set_throttle(&controlled.disks, serial, limits));
+            }
+            Request::DiskStatus { serial } => {
+                return self.reply(disks::status(&controlled.disks, serial));
+            }
+            Request::AttachDisk { disk } => {
+                return self.reply(disks::attach(&controlled.hotplug, disk));
+            }
+            Request::DetachDisk {
+                serial,
+                force,
+                patience_ms,
+            } => {
+                let hotplug = &controlled.hotplug;
+                return self.reply(disks::detach(hotplug, serial, *force, *patience_ms));
+            }
+            Request::ListDisks => return self.reply(disks::list(&controlled.hotplug)),
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {

@@ -5,10 +5,14 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hearth_images::{Disk, VolumeId};
 
+use crate::control::DiskCredits;
 use crate::devices::virtio::block::BlockControl;
+use crate::devices::virtio::block::throttle::limits::{DiskLimits, MachineLimits};
+use crate::devices::virtio::block::throttle::{DiskThrottle, MachineThrottle};
 
 /// One disk of a machine.
 pub struct MachineDisk {
@@ -23,13 +27,54 @@ pub struct MachineDisk {
     pub disk: Arc<Disk>,
     /// The device.
     pub device: BlockControl,
+    /// What holds it to its limits.
+    pub throttle: Arc<DiskThrottle>,
+}
+
+impl MachineDisk {
+    /// The burst credits now.
+    pub fn credits(&self) -> DiskCredits {
+        let (operations, bytes) = self.throttle.credits();
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        DiskCredits {
+            serial: self.serial.clone(),
+            operations,
+            bytes,
+            unix_ms: since_1970.map_or(0, |time| time.as_millis() as i64),
+        }
+    }
 }
 
 /// All disks of a machine. Clones are the same list.
-#[derive(Clone, Default)]
-pub struct Disks(Arc<Mutex<Vec<Arc<MachineDisk>>>>);
+#[derive(Clone)]
+pub struct Disks {
+    list: Arc<Mutex<Vec<Arc<MachineDisk>>>>,
+    throttle: Arc<MachineThrottle>,
+}
 
 impl Disks {
+    /// None yet; all that come are together held to `limits`.
+    pub fn new(limits: &MachineLimits) -> Self {
+        Self {
+            list: Arc::default(),
+            throttle: MachineThrottle::new(limits),
+        }
+    }
+
+    /// What holds a disk that is about to be entered to `limits`, and to those of the machine.
+    pub fn throttle(&self, limits: &DiskLimits) -> Arc<DiskThrottle> {
+        self.throttle.add_disk(limits)
+    }
+
+    /// The credits of all disks that have some.
+    pub fn credits(&self) -> Vec<DiskCredits> {
+        let all = self.all();
+        let credits = all.iter().map(|disk| disk.credits());
+        credits
+            .filter(|credits| credits.operations.is_some() || credits.bytes.is_some())
+            .collect()
+    }
+
     /// Enters a disk.
     pub fn insert(&self, disk: MachineDisk) {
         self.lock().push(Arc::new(disk));
@@ -59,6 +104,6 @@ impl Disks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<MachineDisk>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

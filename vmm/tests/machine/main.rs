@@ -43,6 +43,7 @@ impl TestMachine {
                 protocol: BootProtocol::Auto,
             },
             disks: Vec::new(),
+            disk_limits: Default::default(),
             nets: Vec::new(),
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,
@@ -336,6 +337,7 @@ fn what_can_not_be_started_is_told_and_leaves_an_exit_report() {
                     volume: "vol-none".into(),
                     read_only: false,
                     queues: 1,
+                    limits: Default::default(),
                 }];
             },
             "disk vol-none",

@@ -3,6 +3,7 @@
 //! - [`request`]: what the driver asks for; pure.
 //! - [`execute`]: doing it on the disk.
 //! - [`config`]: features and configuration space.
+//! - [`throttle`]: waiting until it may be done.
 //! - `control`: what the host may change while the guest runs.
 //! - [`storage`]: what is asked of a disk; `volume` asks it of `hearth-images`.
 //!
@@ -17,9 +18,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use self::config::{Config, QUEUE_SIZE};
 use self::execute::Executor;
+use self::throttle::DiskThrottle;
+use self::throttle::admission::{Admission, Admitted};
 use super::errors::{ErrorReporter, OnError};
 use super::queue::{Chain, QueueError};
-use super::worker::{ChainHandler, Worker, end_all};
+use super::worker::{ChainHandler, Pause, Served, Worker, end_all};
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod config;
@@ -29,6 +32,7 @@ pub mod request;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 mod volume;
 
 pub use self::control::BlockControl;
@@ -45,6 +49,7 @@ pub struct Block {
     control: BlockControl,
     queue_sizes: Vec<u16>,
     errors: Arc<ErrorReporter>,
+    throttle: Arc<DiskThrottle>,
     workers: Vec<Worker>,
 }
 
@@ -69,8 +74,15 @@ impl Block {
             errors: Arc::new(ErrorReporter::new(serial.to_owned(), on_error)),
             storage: Arc::new(storage),
             serial: serial.to_owned(),
+            throttle: DiskThrottle::unlimited(),
             workers: Vec::new(),
         }
+    }
+
+    /// The same device, held to the limits of `throttle`.
+    pub fn with_throttle(mut self, throttle: Arc<DiskThrottle>) -> Self {
+        self.throttle = throttle;
+        self
     }
 
     /// The host's handle of this device.
@@ -117,6 +129,7 @@ impl VirtioDevice for Block {
                 Arc::clone(&activation.interrupt),
                 Handler {
                     executor: executor.clone(),
+                    admission: Admission::new(Arc::clone(&self.throttle))?,
                     errors: Arc::clone(&self.errors),
                 },
             )?);
@@ -142,17 +155,22 @@ impl VirtioDevice for Block {
 /// Serves one queue.
 struct Handler {
     executor: Executor,
+    admission: Admission,
     errors: Arc<ErrorReporter>,
 }
 
 impl ChainHandler for Handler {
-    fn serve(&mut self, chain: Chain<'_>) -> Result<u32, QueueError> {
+    fn serve(&mut self, chain: Chain<'_>, pause: &mut Pause<'_>) -> Result<Served, QueueError> {
         let request = request::Request::parse(chain)?;
+        if self.admission.wait(&request.operation, pause)? == Admitted::Ended {
+            return Ok(Served::Ended);
+        }
         let result = self.executor.execute(&request.operation);
         if let Err(execute::Failure::Storage { what, error }) = &result {
             self.errors.report(format!("{what} failed: {error}"));
         }
-        Ok(request.finish(result.as_ref().err().map(execute::Failure::status)))
+        let failure = result.as_ref().err().map(execute::Failure::status);
+        Ok(Served::Completed(request.finish(failure)))
     }
 
     fn failed(&mut self, error: &QueueError) {
