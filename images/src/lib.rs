@@ -36,7 +36,10 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::{Export, Piece};
 pub use id::{SnapshotId, VolumeId};
 pub use import::{DiskFormat, ImportOptions, ImportSource};
-pub use store::{Access, DiskSnapshots, SnapshotInfo, Store, VolumeInfo, VolumeSource};
+pub use store::{
+    Access, DiskSnapshots, MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress, SnapshotInfo,
+    Store, VolumeInfo, VolumeSource,
+};
 
 /// The largest virtual disk, in bytes: 64 TiB, the largest EBS volume.
 pub const MAX_DISK_BYTES: u64 = 64 << 40;

@@ -116,6 +116,14 @@ impl Layout {
         crash_point("layer.published");
         Ok(())
     }
+
+    /// Gives a finished, sealed layer file the name of a layer whose contents it has, too. Names
+    /// must be locked, and the file's contents on the disk.
+    pub fn replace_layer(&self, mut file: TempFile, id: &LayerId) -> Result<()> {
+        seal(&file.file)?;
+        file.replace(&self.layers, &id.file_name())?;
+        sync_dir(&self.layers).context(|| format!("replacing layer {id}"))
+    }
 }
 
 /// The file name of a record.

@@ -6,6 +6,7 @@
 //! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
+//! - `merge`: sealed layers into one, so that chains stay short
 //! - `read`: whole snapshots and volumes for readers other than a guest
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
@@ -18,6 +19,7 @@ mod delete;
 mod import;
 mod layout;
 mod lock;
+mod merge;
 mod open;
 mod read;
 mod snapshot;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 pub(crate) use layout::{TempFile, sync_dir};
 pub(crate) use lock::Locked;
+pub use merge::{MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress};
 pub use snapshot::live::DiskSnapshots;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
