@@ -370,10 +370,11 @@ pub async fn view(context: &Context, volume: Volume) -> ApiResult<VolumeView> {
 
 fn with_allocated(store: &Store, volume: Volume) -> VolumeView {
     // Not there yet, or not any more: nothing allocated.
-    let info = VolumeId::new(volume.id.as_str()).and_then(|id| store.volume(&id));
+    let allocated =
+        VolumeId::new(volume.id.as_str()).and_then(|id| store.volume_allocated_bytes(&id));
     VolumeView {
         volume,
-        allocated_bytes: info.map_or(0, |info| info.allocated_bytes),
+        allocated_bytes: allocated.unwrap_or(0),
     }
 }
 

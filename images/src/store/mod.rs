@@ -28,6 +28,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain::{self, Link};
 use layout::{Layout, Record};
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,9 +109,18 @@ impl Store {
         Ok(VolumeInfo {
             id: id.clone(),
             size_bytes: top.header.size,
-            allocated_bytes: allocated_bytes(&top)?,
+            allocated_bytes: allocated_by(&top)?,
             chain_length: 1 + ancestors.len(),
         })
+    }
+
+    /// What the volume's own, unshared layer takes on the host's disk, in bytes: the same as in
+    /// [`VolumeInfo`], without a look into its layers. For listings.
+    pub fn volume_allocated_bytes(&self, id: &VolumeId) -> Result<u64> {
+        let layer = self.volume_record(id)?.layer_id()?;
+        fs::metadata(self.layout.layer_path(&layer))
+            .map(|metadata| allocated_bytes(&metadata))
+            .context(|| format!("size of layer {layer}"))
     }
 
     /// One snapshot.
@@ -119,7 +129,7 @@ impl Store {
         Ok(SnapshotInfo {
             id: id.clone(),
             size_bytes: layer.header.size,
-            allocated_bytes: allocated_bytes(&layer)?,
+            allocated_bytes: allocated_by(&layer)?,
         })
     }
 
@@ -171,10 +181,14 @@ impl Store {
     }
 }
 
-fn allocated_bytes(link: &Link) -> Result<u64> {
-    // st_blocks counts units of 512 bytes, whatever the file system's block size is.
-    link.file
-        .metadata()
-        .map(|metadata| metadata.blocks() * 512)
+fn allocated_by(link: &Link) -> Result<u64> {
+    let metadata = link.file.metadata();
+    metadata
+        .map(|metadata| allocated_bytes(&metadata))
         .context(|| format!("size of layer {}", link.id))
+}
+
+fn allocated_bytes(metadata: &Metadata) -> u64 {
+    // st_blocks counts units of 512 bytes, whatever the file system's block size is.
+    metadata.blocks() * 512
 }
