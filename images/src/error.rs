@@ -34,6 +34,8 @@ pub enum ErrorKind {
     Unrelated,
     /// A block behind the end of the disk.
     OutOfRange,
+    /// The caller asked for an end before all was done.
+    Stopped,
     /// The file system is full.
     NoSpace,
     /// Any other error of the operating system.

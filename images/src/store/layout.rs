@@ -188,7 +188,7 @@ impl TempFile {
     }
 
     /// The same, but takes the place of a file of that name.
-    fn replace(mut self, dir: &Path, name: &str) -> Result<()> {
+    pub fn replace(mut self, dir: &Path, name: &str) -> Result<()> {
         let to = dir.join(name);
         fs::rename(&self.path, &to).context(|| format!("replacing {}", to.display()))?;
         self.named = true;

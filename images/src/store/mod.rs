@@ -25,13 +25,12 @@ mod snapshot;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain::{self, Link};
-use layout::{Layout, Record};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use layout::TempFile;
-pub(crate) use lock::Locked;
+pub(crate) use layout::{Layout, Record, TempFile, record_ids, seal};
+pub(crate) use lock::{Locked, Mode};
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
 /// threads and several processes at once.
@@ -95,6 +94,10 @@ impl Store {
     /// The directory of this store.
     pub fn root(&self) -> &Path {
         &self.layout.root
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// One volume.
