@@ -31,6 +31,7 @@ pub mod broken;
 mod console;
 mod errors;
 mod events;
+mod exports;
 mod guest;
 mod guest_image;
 mod hearth;
@@ -46,6 +47,7 @@ use std::time::Duration;
 
 pub use console::Console;
 pub use errors::Expect;
+pub use exports::{Exported, receive};
 pub use guest::Guest;
 pub use guest_image::GuestImage;
 pub use hearth::Hearth;

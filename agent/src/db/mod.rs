@@ -8,6 +8,7 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+mod owners;
 mod schema;
 mod states;
 pub mod tokens;
@@ -25,6 +26,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
+pub use owners::owners;
 pub(crate) use states::state_names;
 
 use crate::events::{Event, NewEvent};
