@@ -35,7 +35,10 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::{Export, Piece};
 pub use id::{SnapshotId, VolumeId};
 pub use import::{DiskFormat, ImportOptions, ImportSource};
-pub use store::{Access, SnapshotInfo, Store, VolumeInfo, VolumeSource};
+pub use store::{
+    Access, DiskSnapshots, MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress, SnapshotInfo,
+    Store, VolumeInfo, VolumeSource,
+};
 pub use upkeep::{
     Blocks, CheckOptions, CheckProgress, ChecksumsMade, Finding, FindingKind, Owner, Skipped,
     StoreReport, Usage,

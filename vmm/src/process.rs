@@ -63,6 +63,7 @@ fn run_guest(
         console,
         serial: machine.serial(),
         power: machine.power(),
+        disks: machine.disks(),
         subscribers: subscribers.clone(),
         start_to_guest_ns,
     };

@@ -51,10 +51,10 @@ impl Store {
         self.sweep()
     }
 
-    fn remove_record(&self, dir: &Path, id: &str) -> Result<()> {
+    pub(super) fn remove_record(&self, dir: &Path, id: &str) -> Result<()> {
         let path = dir.join(format!("{id}.json"));
         fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
-        layout::sync_dir(dir)
+        layout::sync_dir(dir).context(|| "removing a record".into())
     }
 
     /// After a deletion, which has succeeded by now, or a failed creation: what cannot be removed
@@ -90,7 +90,7 @@ impl Store {
             }
         }
         if removed > 0 {
-            layout::sync_dir(layers)?;
+            layout::sync_dir(layers).context(|| "removing layers".into())?;
         }
         Ok(removed)
     }

@@ -113,6 +113,19 @@ impl Layout {
         }
         file.rename_to(&self.layers, &id.file_name())
     }
+
+    /// Gives a finished, sealed layer file the name of a layer whose contents it has, too. Names
+    /// must be locked, and the file's contents on the disk.
+    pub fn replace_layer(&self, mut file: TempFile, id: &LayerId) -> Result<()> {
+        seal(&file.file)?;
+        file.replace(&self.layers, &id.file_name())?;
+        sync_dir(&self.layers).context(|| format!("replacing layer {id}"))
+    }
+}
+
+/// The file name of a record.
+pub(crate) fn record_name(id: impl AsRef<str>) -> String {
+    format!("{}.json", id.as_ref())
 }
 
 /// Makes a layer file read-only for good.
@@ -123,10 +136,12 @@ pub(crate) fn seal(file: &File) -> Result<()> {
 }
 
 /// Makes names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
-        .context(|| format!("syncing {}", dir.display()))
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("syncing {}: {error}", dir.display()))
+        })
 }
 
 /// An unfinished file in `tmp/`; removed when dropped, unless it was given its final name.
@@ -184,15 +199,16 @@ impl TempFile {
             errno => Error::io(format!("naming {}", to.display()), errno.into()),
         })?;
         self.named = true;
-        sync_dir(dir)
+        sync_dir(dir).context(|| "naming a file".into())
     }
 
-    /// The same, but takes the place of a file of that name.
-    pub fn replace(mut self, dir: &Path, name: &str) -> Result<()> {
+    /// The same, but takes the place of a file of that name, and does not make that durable:
+    /// [`sync_dir`] has to follow.
+    pub fn replace(&mut self, dir: &Path, name: &str) -> Result<()> {
         let to = dir.join(name);
         fs::rename(&self.path, &to).context(|| format!("replacing {}", to.display()))?;
         self.named = true;
-        sync_dir(dir)
+        Ok(())
     }
 }
 
@@ -264,12 +280,8 @@ impl Record {
             .rename_to(dir, &format!("{id}.json"))
     }
 
-    /// Takes the place of a record, durably and at once.
-    pub fn replace(&self, layout: &Layout, dir: &Path, id: &str) -> Result<()> {
-        self.write_temp(layout)?.replace(dir, &format!("{id}.json"))
-    }
-
-    fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
+    /// Writes the record into a file that has no name yet, and syncs it.
+    pub fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
         let temp = TempFile::new(layout)?;
         let mut text = serde_json::to_vec(self)
             .map_err(|error| Error::io("writing a record", io::Error::other(error)))?;

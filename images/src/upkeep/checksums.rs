@@ -147,7 +147,6 @@ fn make(
 
 /// To be called, with the names locked, before another file takes the place of a layer's.
 /// New digests are made in the background.
-#[allow(dead_code)]
 pub(crate) fn forget(layout: &Layout, id: &LayerId) -> Result<()> {
     sum_file::remove(layout, id)
 }

@@ -184,7 +184,7 @@ impl SumFile {
 
     /// Writes the digests of a layer. Names must be locked.
     pub fn write(&self, layout: &Layout, id: &LayerId) -> Result<()> {
-        let temp = TempFile::new(layout)?;
+        let mut temp = TempFile::new(layout)?;
         let mut text = serde_json::to_vec(self)
             .map_err(|error| Error::io("writing checksums", io::Error::other(error)))?;
         text.push(b'\n');
@@ -192,6 +192,7 @@ impl SumFile {
             .write_all(&text)
             .and_then(|()| temp.file.sync_all())
             .context(|| "writing checksums".into())?;
+        // No sync of the folder: digests that a crash takes are made anew.
         temp.replace(&layout.layers, &file_name(id))
     }
 }

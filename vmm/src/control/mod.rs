@@ -6,6 +6,7 @@
 //! after [`Request::AttachConsole`] both sides send raw bytes of the serial console until one
 //! closes. The first request must be [`Request::Hello`].
 
+pub mod disks;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,19 @@ pub enum Request {
     PowerButton,
     /// Ends the guest now: vCPUs stop, disks are flushed, the process exits.
     Kill,
+    /// Takes snapshots of disks, all at one point in time; all or, after an error, none.
+    /// [`Reply::Snapshots`]. Takes as long as it takes to make what was written durable.
+    SnapshotDisks {
+        /// Which, and what the snapshots are called. All disks must be of one store.
+        disks: Vec<DiskSnapshot>,
+    },
+    /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
+    ResizeDisk {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// The new size, in bytes; not smaller than before.
+        size_bytes: u64,
+    },
     /// Sends events on this connection from now on.
     Subscribe,
     /// Turns this connection into the serial console.
@@ -50,6 +64,13 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(VmStatus),
+    /// To [`Request::SnapshotDisks`].
+    Snapshots {
+        /// How long the guest's requests had to wait, in nanoseconds.
+        pause_ns: u64,
+        /// In the order of the request.
+        snapshots: Vec<SnapshotTaken>,
+    },
     /// Done; to everything else that worked.
     Done,
     /// The request was not understood or is not legal now.
@@ -59,6 +80,26 @@ pub enum Reply {
     },
     /// Not an answer: something happened. Only after [`Request::Subscribe`].
     Event(Event),
+}
+
+/// A disk and the snapshot to take of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSnapshot {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+    /// Size of the virtual disk, in bytes.
+    pub size_bytes: u64,
+    /// What its own layer takes on the host's disk, in bytes.
+    pub allocated_bytes: u64,
 }
 
 /// How a guest is.

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::disks::{self, DiskError};
 use super::{Event, ExitReason, Phase, Reply, Request, VmStatus};
 use crate::acpi::pm::PowerManagement;
 use crate::config::{PROTOCOL_VERSION, run_files};
 use crate::console::Console;
 use crate::devices::serial::SerialPort;
 use crate::exit::ExitSwitch;
+use crate::machine::disks::Disks;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -33,6 +35,8 @@ pub struct Controlled {
     pub serial: Arc<Mutex<SerialPort>>,
     /// The power button.
     pub power: Arc<Mutex<PowerManagement>>,
+    /// The disks.
+    pub disks: Disks,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -144,6 +148,13 @@ impl Client {
         send(&self.writer, &Reply::Error { message })
     }
 
+    fn reply(&self, outcome: Result<Reply, DiskError>) -> io::Result<()> {
+        match outcome {
+            Ok(reply) => send(&self.writer, &reply),
+            Err(error) => self.refuse(error.to_string()),
+        }
+    }
+
     fn serve(mut self, controlled: &Controlled) -> io::Result<()> {
         match self.next()? {
             Next::Request(Request::Hello {
@@ -197,6 +208,12 @@ impl Client {
             Request::PowerButton => {
                 exit.power_button_pressed();
                 lock(&controlled.power).press_power_button();
+            }
+            Request::SnapshotDisks { disks } => {
+                return self.reply(disks::snapshot(&controlled.disks, disks));
+            }
+            Request::ResizeDisk { serial, size_bytes } => {
+                return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hearth_images::{Access, Store, VolumeId};
 use kvm_ioctls::{IoEventAddress, VmFd};
 
+use super::disks::{Disks, MachineDisk};
 use super::power::PowerPorts;
 use super::{StartError, io_error, kvm_error, layout};
 use crate::acpi::VirtioMmio;
@@ -63,12 +64,18 @@ pub(super) fn build_virtio(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
+    registry: &Disks,
     on_disk_error: &OnError,
     on_net_error: &OnError,
 ) -> Result<Vec<VirtioSlot>, StartError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
-        devices.push(Box::new(open_disk(disk, config.vcpus, on_disk_error)?));
+        devices.push(Box::new(open_disk(
+            disk,
+            config.vcpus,
+            registry,
+            on_disk_error,
+        )?));
     }
     for net in &config.nets {
         devices.push(Box::new(open_net(net, on_net_error)?));
@@ -82,16 +89,23 @@ pub(super) fn build_virtio(
         .collect()
 }
 
-fn open_disk(disk: &DiskConfig, vcpus: u8, on_error: &OnError) -> Result<Block, StartError> {
+/// Opens the volume, and enters the disk into the machine's.
+fn open_disk(
+    disk: &DiskConfig,
+    vcpus: u8,
+    registry: &Disks,
+    on_error: &OnError,
+) -> Result<Block, StartError> {
     let open = || {
         let access = match disk.read_only {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
         let volume = VolumeId::new(disk.volume.as_str())?;
-        Store::open(&disk.store)?.open_volume(&volume, access)
+        let opened = Store::open(&disk.store)?.open_volume(&volume, access)?;
+        Ok((volume, Arc::new(opened)))
     };
-    let volume = open().map_err(|source| StartError::Disk {
+    let (volume, opened) = open().map_err(|source| StartError::Disk {
         serial: disk.serial.clone(),
         source,
     })?;
@@ -99,13 +113,21 @@ fn open_disk(disk: &DiskConfig, vcpus: u8, on_error: &OnError) -> Result<Block, 
         0 => vcpus.min(4).into(),
         queues => queues,
     };
-    Ok(Block::new(
-        volume,
+    let block = Block::new(
+        Arc::clone(&opened),
         &disk.serial,
         disk.read_only,
         queues,
         Arc::clone(on_error),
-    ))
+    );
+    registry.insert(MachineDisk {
+        serial: disk.serial.clone(),
+        store: disk.store.clone(),
+        volume,
+        disk: opened,
+        device: block.control(),
+    });
+    Ok(block)
 }
 
 fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {

@@ -9,6 +9,7 @@
 
 mod arguments;
 mod devices;
+pub mod disks;
 pub mod layout;
 mod power;
 
@@ -33,6 +34,7 @@ use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
 pub use devices::VirtioSlot;
+use disks::Disks;
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +121,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     context: RunContext,
     virtio: Vec<VirtioSlot>,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
 }
@@ -134,10 +137,12 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
+        let disks = Disks::default();
         let virtio = devices::build_virtio(
             config,
             &memory,
             &vm,
+            &disks,
             &outside.on_disk_error,
             &outside.on_net_error,
         )?;
@@ -158,6 +163,7 @@ impl Machine {
             vcpus,
             context,
             virtio,
+            disks,
             serial,
             power,
         })
@@ -173,6 +179,7 @@ impl Machine {
         Ok(RunningMachine {
             threads,
             virtio: self.virtio,
+            disks: self.disks,
             serial: self.serial,
             power: self.power,
             _vm: self.vm,
@@ -184,6 +191,7 @@ impl Machine {
 pub struct RunningMachine {
     threads: Vec<VcpuThread>,
     virtio: Vec<VirtioSlot>,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
     _vm: Arc<VmFd>,
@@ -193,6 +201,11 @@ impl RunningMachine {
     /// The serial line, to type on.
     pub fn serial(&self) -> Arc<Mutex<SerialPort>> {
         Arc::clone(&self.serial)
+    }
+
+    /// The disks, by serial.
+    pub fn disks(&self) -> Disks {
+        self.disks.clone()
     }
 
     /// The power button.

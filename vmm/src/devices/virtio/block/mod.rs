@@ -3,6 +3,7 @@
 //! - [`request`]: what the driver asks for; pure.
 //! - [`execute`]: doing it on the disk.
 //! - [`config`]: features and configuration space.
+//! - `control`: what the host may change while the guest runs.
 //! - [`storage`]: what is asked of a disk; `volume` asks it of `hearth-images`.
 //!
 //! Each queue has a thread. A request is executed to its end before the queue's next one, so that
@@ -22,6 +23,7 @@ use super::worker::{ChainHandler, Worker, end_all};
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod config;
+mod control;
 pub mod execute;
 pub mod request;
 pub mod storage;
@@ -29,6 +31,7 @@ pub mod storage;
 mod tests;
 mod volume;
 
+pub use self::control::BlockControl;
 pub use self::storage::Storage;
 
 /// Most queues of one device.
@@ -39,6 +42,7 @@ pub struct Block {
     storage: Arc<dyn Storage>,
     serial: String,
     config: Config,
+    control: BlockControl,
     queue_sizes: Vec<u16>,
     errors: Arc<ErrorReporter>,
     workers: Vec<Worker>,
@@ -59,17 +63,19 @@ impl Block {
     ) -> Self {
         let queues = queues.clamp(1, MAX_QUEUES);
         Block {
-            config: Config {
-                size_bytes: storage.size_bytes(),
-                read_only,
-                queues,
-            },
+            control: BlockControl::new(storage.size_bytes()),
+            config: Config { read_only, queues },
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             errors: Arc::new(ErrorReporter::new(serial.to_owned(), on_error)),
             storage: Arc::new(storage),
             serial: serial.to_owned(),
             workers: Vec::new(),
         }
+    }
+
+    /// The host's handle of this device.
+    pub fn control(&self) -> BlockControl {
+        self.control.clone()
     }
 }
 
@@ -87,7 +93,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        copy_config(&self.config.to_bytes(), offset, data);
+        copy_config(&self.config.to_bytes(self.control.sectors()), offset, data);
     }
 
     /// The driver may write only `writeback`, which needs a feature that isn't offered.
@@ -96,7 +102,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let executor = Executor {
             storage: Arc::clone(&self.storage),
-            sectors: self.config.sectors(),
+            control: self.control.clone(),
             serial: execute::serial_bytes(&self.serial),
             read_only: self.config.read_only,
             // Section 5.2.6.2: a driver that can't flush must find its data safe when a write
@@ -115,10 +121,12 @@ impl VirtioDevice for Block {
                 },
             )?);
         }
+        self.control.activated(&activation.interrupt);
         Ok(())
     }
 
     fn reset(&mut self) {
+        self.control.reset();
         end_all(&mut self.workers);
     }
 
