@@ -57,6 +57,10 @@ reasons! {
     ImageNameDuplicate = "InvalidAMIName.Duplicate", AlreadyExists;
     /// Not allowed in an image's name.
     ImageNameMalformed = "InvalidAMIName.Malformed", InvalidArgument;
+    /// No such snapshot.
+    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
+    /// Not the shape of a snapshot id.
+    SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
     /// The tap is another instance's.

@@ -33,6 +33,7 @@ pub mod broken;
 mod console;
 mod errors;
 mod events;
+mod exports;
 mod guest;
 mod guest_image;
 mod hearth;
@@ -50,6 +51,7 @@ use anyhow::Result;
 
 pub use console::Console;
 pub use errors::Expect;
+pub use exports::{Exported, receive};
 pub use guest::Guest;
 pub use guest_image::GuestImage;
 pub use hearth::Hearth;

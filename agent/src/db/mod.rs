@@ -9,6 +9,7 @@ pub mod events;
 pub mod images;
 pub mod instances;
 pub mod permissions;
+mod owners;
 mod schema;
 mod states;
 pub mod tokens;
@@ -28,6 +29,7 @@ use tokio::sync::{broadcast, oneshot};
 
 #[cfg(test)]
 pub(crate) use schema::migrate;
+pub use owners::owners;
 pub(crate) use states::state_names;
 
 use crate::events::{Event, NewEvent};

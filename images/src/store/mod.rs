@@ -6,8 +6,8 @@
 //! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
-//! - `merge`: sealed layers into one, so that chains stay short
 //! - `read`: whole snapshots and volumes for readers other than a guest
+//! - `merge`: sealed layers into one, so that chains stay short
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -27,14 +27,13 @@ mod snapshot;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain::{self, Link};
-use layout::{Layout, Record};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use layout::{TempFile, sync_dir};
-pub(crate) use lock::Locked;
+pub(crate) use layout::{Layout, Record, TempFile, record_ids, seal, sync_dir};
+pub(crate) use lock::{Locked, Mode};
 pub use merge::{MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress};
 pub use snapshot::live::DiskSnapshots;
 
@@ -100,6 +99,10 @@ impl Store {
     /// The directory of this store.
     pub fn root(&self) -> &Path {
         &self.layout.root
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// One volume.

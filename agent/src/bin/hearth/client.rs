@@ -8,7 +8,8 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, volume_service_client::VolumeServiceClient,
+    instance_service_client::InstanceServiceClient, store_service_client::StoreServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -52,6 +53,7 @@ pub struct Client {
     pub instances: InstanceServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
 
@@ -83,6 +85,8 @@ impl Client {
             volumes: VolumeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             events: EventServiceClient::new(channel),
         })

@@ -28,6 +28,7 @@ use crate::check::{self, Repair};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain::{self, Link};
+use crate::upkeep::checksums;
 use copy::Copy;
 use std::fs::OpenOptions;
 use std::ops::ControlFlow;
@@ -155,6 +156,8 @@ impl Store {
             }
         }
         let volumes = self.volumes_through(&child.id);
+        // They are about the old file.
+        checksums::forget(&self.layout, &child.id)?;
         self.layout.replace_layer(temp, &child.id)?;
         self.remove_unreachable();
         Ok(MergeOutcome::Merged { volumes })
