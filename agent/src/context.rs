@@ -1,9 +1,12 @@
 //! What the parts of the agent share.
 
+use std::sync::Arc;
+
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue, shutdown::Shutdown,
+    busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue,
+    shutdown::Shutdown, volumes::classes::Classes,
 };
 
 /// The account that owns everything that comes over the local socket.
@@ -16,6 +19,7 @@ pub struct Context {
     pub store: Store,
     pub host: Host,
     pub types: Catalogue,
+    pub classes: Arc<Classes>,
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     /// Held while kernel files come or go.

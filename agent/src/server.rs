@@ -38,6 +38,7 @@ use crate::{
     instance_types::Catalogue,
     instances::Instances,
     reconcile, shutdown,
+    volumes::classes::Classes,
 };
 
 /// How long calls may take to come to their end when the daemon ends.
@@ -77,9 +78,9 @@ pub enum ServerError {
     /// The volume store.
     #[error("the volume store: {0}")]
     Store(#[from] hearth_images::Error),
-    /// The operator's instance types.
+    /// The operator's instance types or volume classes.
     #[error("{path:?}: {source}")]
-    InstanceTypes {
+    Catalogue {
         /// Which file.
         path: PathBuf,
         /// What is wrong.
@@ -171,7 +172,12 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     let path = settings.database();
     let db = Db::open(&path).map_err(|source| ServerError::Database { path, source })?;
     let path = settings.operator_types();
-    let types = Catalogue::load(&path).map_err(|error| ServerError::InstanceTypes {
+    let types = Catalogue::load(&path).map_err(|error| ServerError::Catalogue {
+        path,
+        source: error.into(),
+    })?;
+    let path = settings.operator_classes();
+    let classes = Classes::load(&path).map_err(|error| ServerError::Catalogue {
         path,
         source: error.into(),
     })?;
@@ -180,6 +186,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         db,
         host: Host::new(&settings.vmm),
         types,
+        classes: Arc::new(classes),
         busy: Busy::default(),
         kernels: tokio::sync::Mutex::new(()),
         shutdown,

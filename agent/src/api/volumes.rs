@@ -15,8 +15,10 @@ use crate::{
     volumes::{
         self, CreateRequest,
         attach::{self, AttachRequest},
+        classes::choice::ClassChoice,
         import::{self, ImportRequest},
         model::Volume,
+        modify::{self, ModifyRequest},
     },
 };
 
@@ -38,6 +40,7 @@ fn import_request(header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
         length_bytes: header.length_bytes,
         sha256: header.sha256,
         size_gib: header.size_gib,
+        class: ClassChoice::from_wire(header.volume_class, header.iops, header.throughput_mib),
         tags: convert::tags_in(header.tags),
         client_token: header.client_token,
         token,
@@ -69,6 +72,11 @@ impl VolumeService for VolumeApi {
         let request = CreateRequest {
             size_gib: request.size_gib,
             image_id: request.image_id,
+            class: ClassChoice::from_wire(
+                request.volume_class,
+                request.iops,
+                request.throughput_mib,
+            ),
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
             token,
@@ -96,7 +104,7 @@ impl VolumeService for VolumeApi {
             }
         };
         let request = import_request(header)?;
-        request.check()?;
+        request.check(&self.context.classes)?;
         let (feed, body) = transfer::channel(request.length_bytes);
         let import = import::import(self.context.clone(), request, body);
         let volume = super::fed(super::pump(stream, feed, data), import).await?;
@@ -130,9 +138,37 @@ impl VolumeService for VolumeApi {
             volume_id,
             size_gib,
         } = request.into_inner();
-        let volume = volumes::grow(self.context.clone(), volume_id, size_gib).await?;
+        let volume = modify::grow(self.context.clone(), volume_id, size_gib).await?;
         Ok(Response::new(v1::GrowVolumeResponse {
             volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn modify_volume(
+        &self,
+        request: Request<v1::ModifyVolumeRequest>,
+    ) -> Result<Response<v1::ModifyVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let request = ModifyRequest {
+            volume_id: request.volume_id,
+            size_gib: request.size_gib,
+            volume_class: request.volume_class,
+            iops: request.iops,
+            throughput_mib: request.throughput_mib,
+        };
+        let volume = modify::modify(self.context.clone(), request).await?;
+        Ok(Response::new(v1::ModifyVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn describe_volume_classes(
+        &self,
+        _request: Request<v1::DescribeVolumeClassesRequest>,
+    ) -> Result<Response<v1::DescribeVolumeClassesResponse>, Status> {
+        let classes = self.context.classes.all();
+        Ok(Response::new(v1::DescribeVolumeClassesResponse {
+            volume_classes: classes.iter().map(convert::volume_class).collect(),
         }))
     }
 

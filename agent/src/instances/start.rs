@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use hearth_vmm::config::{
-    self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
+use hearth_vmm::{
+    config::{self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
+    devices::virtio::block::throttle::limits::MachineLimits,
 };
 
 use super::{
@@ -20,6 +21,7 @@ use crate::{
     db,
     error::{ApiResult, full_cause},
     images::model::BootProtocol,
+    instance_types::InstanceType,
     volumes::{
         self,
         model::{Volume, VolumeState},
@@ -62,7 +64,7 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
     }
 }
 
-fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResult<VmConfig> {
+fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult<VmConfig> {
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
         .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
@@ -81,7 +83,7 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 BootProtocol::Pvh => config::BootProtocol::Pvh,
             },
         },
-        disks: volumes
+        disks: disks
             .iter()
             .map(|volume| DiskConfig {
                 serial: volume.serial(),
@@ -89,8 +91,17 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 volume: volume.id.clone(),
                 read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
                 queues: 0,
+                limits: context.classes.limits(
+                    &volume.class,
+                    volume.size_bytes,
+                    volumes::credits::now(&context.classes, volume),
+                ),
             })
             .collect(),
+        disk_limits: context
+            .types
+            .get(&instance.instance_type)
+            .map_or_else(MachineLimits::default, InstanceType::disk_limits),
         nets: interfaces::configs(instance),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,

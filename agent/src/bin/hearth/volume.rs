@@ -18,6 +18,7 @@ use crate::{
     image_files::{format_of, parse_format},
     output::{self, Output},
     upload::{self, Upload},
+    volume_classes::{self, ClassArgs, ModifyArgs},
 };
 
 /// Block volumes.
@@ -34,6 +35,10 @@ pub enum VolumeCommand {
     Show(IdsArgs),
     /// Make a volume larger.
     Grow(GrowArgs),
+    /// Change a volume's size, class or figures, also while a guest uses it.
+    Modify(ModifyArgs),
+    /// List the classes that volumes can have.
+    Classes,
     /// Delete volumes that nothing uses.
     #[command(visible_alias = "rm")]
     Delete(IdsArgs),
@@ -52,6 +57,8 @@ pub struct CreateArgs {
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
+    class: ClassArgs,
+    #[command(flatten)]
     labels: LabelArgs,
 }
 
@@ -68,6 +75,8 @@ pub struct ImportArgs {
     /// Grow to this size, in GiB (20, 20G, 1T).
     #[arg(long, value_parser = parse_gib)]
     size: Option<u64>,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -142,13 +151,15 @@ pub async fn dispatch(
         VolumeCommand::List(args) => list(client, output, args).await,
         VolumeCommand::Show(args) => show(client, output, args).await,
         VolumeCommand::Grow(args) => grow(client, output, args).await,
+        VolumeCommand::Modify(args) => volume_classes::modify(client, output, args).await,
+        VolumeCommand::Classes => volume_classes::classes(client, output).await,
         VolumeCommand::Delete(args) => delete(client, args).await,
         VolumeCommand::Attach(args) => attach(client, output, args).await,
         VolumeCommand::Detach(args) => detach(client, output, args).await,
     }
 }
 
-fn failed(status: Status) -> Failure {
+pub fn failed(status: Status) -> Failure {
     rpc_with_flags(
         status,
         &flags([
@@ -156,6 +167,12 @@ fn failed(status: Status) -> Failure {
             ("volume_id", "VOLUME"),
             ("size_gib", "--size"),
             ("header.size_gib", "--size"),
+            ("volume_class", "--class"),
+            ("header.volume_class", "--class"),
+            ("iops", "--iops"),
+            ("header.iops", "--iops"),
+            ("throughput_mib", "--throughput"),
+            ("header.throughput_mib", "--throughput"),
             ("image_id", "--image"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
@@ -183,6 +200,9 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         image_id,
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let answer = client
         .volumes
@@ -207,6 +227,9 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         size_gib: args.size.unwrap_or(0),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let (stream, sending) = upload.send(
         ImportVolumeRequest {
@@ -359,7 +382,7 @@ fn attached_to(volume: &Volume) -> String {
     }
 }
 
-fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
+pub fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
     let row = |volume: &Volume| {
         vec![
             volume.volume_id.clone(),
@@ -367,6 +390,7 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
             state_word(volume),
             human::bytes(volume.size_bytes),
             human::bytes(volume.allocated_bytes),
+            volume.volume_class.clone(),
             attached_to(volume),
             human::age(volume.create_time.as_ref()),
         ]
@@ -377,10 +401,11 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
         "STATE",
         "SIZE",
         "OWN DATA",
+        "CLASS",
         "ATTACHED TO",
         "AGE",
     ];
-    output::table(&header, &[3, 4, 6], volumes.iter().map(row).collect())
+    output::table(&header, &[3, 4, 7], volumes.iter().map(row).collect())
 }
 
 fn print_one(volume: &Volume) -> Result<(), Failure> {
@@ -394,6 +419,15 @@ fn print_one(volume: &Volume) -> Result<(), Failure> {
         ("State", state_word(volume)),
         ("Size", human::bytes(volume.size_bytes)),
         ("Own data", human::bytes(volume.allocated_bytes)),
+        ("Class", volume.volume_class.clone()),
+        ("Figures", volume_classes::figures(volume)),
+        (
+            "Burst balance",
+            volume
+                .burst_balance_percent
+                .map_or_else(String::new, |percent| format!("{percent:.1} %")),
+        ),
+        ("Modification", volume_classes::modification(volume)),
         ("Image", volume.image_id.clone()),
         ("Attached to", attached_to(volume)),
         ("Created", human::time_and_age(volume.create_time.as_ref())),
