@@ -1,6 +1,7 @@
 //! What one VMM process is told when it starts: one JSON document on a file descriptor.
 //!
-//! The agent writes it, the VMM reads it once. Nothing in it changes while the guest runs.
+//! The agent writes it, the VMM reads it once. What changes while the guest runs is told over the
+//! control socket.
 
 use std::path::PathBuf;
 
@@ -185,7 +186,8 @@ impl VmConfig {
 }
 
 impl DiskConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every figure.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let serial = self.serial.as_bytes();
         if serial.is_empty()
             || serial.len() > MAX_SERIAL_BYTES

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hearth_images::crash_point;
 use hearth_vmm::{
     config::{self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
     devices::virtio::block::throttle::limits::MachineLimits,
@@ -51,6 +52,7 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
+        crash_point("launch.volumes-made");
     }
     let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
     let (run_dir, id) = (config.run_dir.clone(), instance.id);
@@ -85,18 +87,7 @@ fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult
         },
         disks: disks
             .iter()
-            .map(|volume| DiskConfig {
-                serial: volume.serial(),
-                store: context.settings.store(),
-                volume: volume.id.clone(),
-                read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
-                queues: 0,
-                limits: context.classes.limits(
-                    &volume.class,
-                    volume.size_bytes,
-                    volumes::credits::now(&context.classes, volume),
-                ),
-            })
+            .map(|volume| disk_config(context, volume))
             .collect(),
         disk_limits: context
             .types
@@ -106,4 +97,19 @@ fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })
+}
+
+/// A volume as its VMM takes it, with the credits that it has now.
+pub fn disk_config(context: &Context, volume: &Volume) -> DiskConfig {
+    let credits = volumes::credits::now(&context.classes, volume);
+    DiskConfig {
+        serial: volume.serial(),
+        store: context.settings.store(),
+        volume: volume.id.clone(),
+        read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
+        queues: 0,
+        limits: context
+            .classes
+            .limits(&volume.class, volume.size_bytes, credits),
+    }
 }

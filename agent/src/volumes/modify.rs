@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use hearth_images::crash_point;
 use hearth_vmm::control::Request;
 
 use super::{
@@ -72,6 +73,7 @@ pub async fn modify(context: Arc<Context>, request: ModifyRequest) -> ApiResult<
                 Ok::<_, ApiError>(after)
             })
             .await?;
+        crash_point("volume.row-growing");
         let after = finish(&context, wanted).await?;
         view(&context, after).await
     })
@@ -230,6 +232,7 @@ async fn grow_in_store(context: &Context, volume: &Volume) -> ApiResult<u64> {
         }
     })
     .await?;
+    crash_point("volume.grown");
     grown
         .map(|info| info.size_bytes)
         .map_err(|error| ApiError::from_store(&error, "size_gib", "growing a volume"))

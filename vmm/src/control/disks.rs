@@ -1,11 +1,17 @@
 //! Requests about the machine's disks. They may take long: each client has a thread of its own,
 //! and the guest goes on meanwhile.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Reply;
+use hearth_images::{SnapshotId, Store};
+
+use super::{DiskSnapshot, Reply, SnapshotTaken};
+use crate::config::DiskConfig;
 use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError};
 use crate::machine::disks::{Disks, MachineDisk};
+use crate::machine::hotplug::{HotPlug, HotPlugError};
 
 /// Why a request about disks was not done; the text goes to the client.
 #[derive(Debug, thiserror::Error)]
@@ -13,25 +19,81 @@ pub enum DiskError {
     /// No disk has this serial, or several have it.
     #[error("no disk with the serial {0:?}")]
     NoDisk(String),
-    /// The volume has not grown yet.
-    #[error("the volume has only {0} bytes")]
-    Smaller(u64),
+    /// Snapshots of disks of several stores, or of no disk.
+    #[error("snapshots are taken of the disks of one store at a time")]
+    NotOneStore,
     /// Limits that can't be.
     #[error(transparent)]
     Limits(#[from] LimitsError),
     /// The volume store refused or failed.
     #[error(transparent)]
     Store(#[from] hearth_images::Error),
+    /// A disk did not come or go.
+    #[error(transparent)]
+    HotPlug(#[from] HotPlugError),
 }
 
-/// Makes the disk of `serial` show the size that its volume has.
+/// Longest that a guest may be waited for.
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Plugs a disk in.
+pub fn attach(hotplug: &HotPlug, disk: &DiskConfig) -> Result<Reply, DiskError> {
+    hotplug.attach(disk)?;
+    Ok(Reply::Done)
+}
+
+/// Unplugs a disk.
+pub fn detach(
+    hotplug: &HotPlug,
+    serial: &str,
+    force: bool,
+    patience_ms: u64,
+) -> Result<Reply, DiskError> {
+    let patience = Duration::from_millis(patience_ms).min(MAX_PATIENCE);
+    hotplug.detach(serial, force, patience)?;
+    Ok(Reply::Done)
+}
+
+/// Lists the disks.
+pub fn list(hotplug: &HotPlug) -> Result<Reply, DiskError> {
+    Ok(Reply::Disks {
+        disks: hotplug.list(),
+    })
+}
+
+/// Takes snapshots, all at one point in time.
+pub fn snapshot(disks: &Disks, wanted: &[DiskSnapshot]) -> Result<Reply, DiskError> {
+    let found = wanted
+        .iter()
+        .map(|one| Ok((find(disks, &one.serial)?, SnapshotId::new(&*one.snapshot)?)))
+        .collect::<Result<Vec<_>, DiskError>>()?;
+    let store = one_store(&found)?;
+    let wanted: Vec<_> = found
+        .iter()
+        .map(|(disk, snapshot)| (&*disk.disk, &disk.volume, snapshot))
+        .collect();
+    let taken = store.snapshot_disks(&wanted)?;
+    Ok(Reply::Snapshots {
+        pause_ns: u64::try_from(taken.pause.as_nanos()).unwrap_or(u64::MAX),
+        snapshots: taken
+            .snapshots
+            .into_iter()
+            .map(|info| SnapshotTaken {
+                snapshot: info.id.to_string(),
+                size_bytes: info.size_bytes,
+                allocated_bytes: info.allocated_bytes,
+            })
+            .collect(),
+    })
+}
+
+/// Makes the volume of a disk larger, then tells the guest.
 pub fn resize(disks: &Disks, serial: &str, size_bytes: u64) -> Result<Reply, DiskError> {
     let disk = find(disks, serial)?;
-    let has = disk.disk.size_bytes();
-    if has < size_bytes {
-        return Err(DiskError::Smaller(has));
-    }
-    disk.device.set_size(size_bytes);
+    let store = Store::open(&disk.store)?;
+    store.grow_disk(&disk.disk, &disk.volume, size_bytes)?;
+    // Of two requests at once, the later one may come here first.
+    disk.device.set_size(disk.disk.size_bytes());
     Ok(Reply::Done)
 }
 
@@ -52,4 +114,12 @@ fn find(disks: &Disks, serial: &str) -> Result<Arc<MachineDisk>, DiskError> {
     disks
         .get(serial)
         .ok_or_else(|| DiskError::NoDisk(serial.to_owned()))
+}
+
+fn one_store(found: &[(Arc<MachineDisk>, SnapshotId)]) -> Result<Store, DiskError> {
+    let mut stores = found.iter().map(|(disk, _)| Path::new(&disk.store));
+    match stores.next() {
+        Some(first) if stores.all(|other| other == first) => Ok(Store::open(first)?),
+        _ => Err(DiskError::NotOneStore),
+    }
 }

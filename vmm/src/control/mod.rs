@@ -11,6 +11,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::DiskConfig;
 use crate::devices::virtio::block::throttle::limits::DiskLimits;
 
 /// What a VMM may be asked.
@@ -29,13 +30,36 @@ pub enum Request {
     PowerButton,
     /// Ends the guest now: vCPUs stop, disks are flushed, the process exits.
     Kill,
+    /// Takes snapshots of disks, all at one point in time; all or, after an error, none.
+    /// [`Reply::Snapshots`]. Takes as long as it takes to make what was written durable.
+    SnapshotDisks {
+        /// Which, and what the snapshots are called. All disks must be of one store.
+        disks: Vec<DiskSnapshot>,
+    },
     /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
     ResizeDisk {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// The new size, in bytes; not smaller than before.
         size_bytes: u64,
     },
+    /// Plugs a disk in; [`Reply::Done`] when it is there and the guest has been told.
+    AttachDisk {
+        /// No disk may have its serial.
+        disk: DiskConfig,
+    },
+    /// Asks the guest to let go of a disk; [`Reply::Done`] when it has and the volume is closed.
+    /// A disk that is on its way out already is waited for.
+    DetachDisk {
+        /// [`DiskConfig::serial`].
+        serial: String,
+        /// Close the volume at once, whatever the guest does: its requests fail from then on.
+        force: bool,
+        /// How long the guest may take, in milliseconds; after that the disk stays.
+        patience_ms: u64,
+    },
+    /// Which disks there are; [`Reply::Disks`].
+    ListDisks,
     /// Sends events on this connection from now on.
     Subscribe,
     /// Holds a disk to other limits from now on; legal while the guest runs.
@@ -72,8 +96,20 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(VmStatus),
+    /// To [`Request::SnapshotDisks`].
+    Snapshots {
+        /// How long the guest's requests had to wait, in nanoseconds.
+        pause_ns: u64,
+        /// In the order of the request.
+        snapshots: Vec<SnapshotTaken>,
+    },
     /// To [`Request::DiskStatus`].
     DiskStatus(DiskCredits),
+    /// To [`Request::ListDisks`].
+    Disks {
+        /// In the order of their places.
+        disks: Vec<DiskStatus>,
+    },
     /// Done; to everything else that worked.
     Done,
     /// The request was not understood or is not legal now.
@@ -83,6 +119,26 @@ pub enum Reply {
     },
     /// Not an answer: something happened. Only after [`Request::Subscribe`].
     Event(Event),
+}
+
+/// A disk and the snapshot to take of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSnapshot {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+    /// Size of the virtual disk, in bytes.
+    pub size_bytes: u64,
+    /// What its own layer takes on the host's disk, in bytes.
+    pub allocated_bytes: u64,
 }
 
 /// How a guest is.
@@ -107,6 +163,27 @@ pub struct DiskCredits {
     pub unix_ms: i64,
 }
 
+/// A disk of a running guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// [`DiskConfig::serial`].
+    pub serial: String,
+    /// Whether it stays.
+    pub phase: DiskPhase,
+    /// A driver of the guest has found it.
+    pub driver: bool,
+}
+
+/// Whether a disk stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPhase {
+    /// It stays.
+    Attached,
+    /// The guest was asked to let go of it, or has, and its volume is being closed.
+    Detaching,
+}
+
 /// Where a guest is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -125,7 +202,7 @@ pub enum Event {
     Exited(ExitReport),
     /// A disk refused a request of the guest, or the guest misused its queue.
     DiskError {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// For people.
         message: String,

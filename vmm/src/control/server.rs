@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::devices::serial::SerialPort;
 use crate::exit::ExitSwitch;
 use crate::machine::disks::Disks;
+use crate::machine::hotplug::HotPlug;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -37,6 +38,8 @@ pub struct Controlled {
     pub power: Arc<Mutex<PowerManagement>>,
     /// The disks.
     pub disks: Disks,
+    /// Plugs and unplugs disks.
+    pub hotplug: HotPlug,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -209,6 +212,9 @@ impl Client {
                 exit.power_button_pressed();
                 lock(&controlled.power).press_power_button();
             }
+            Request::SnapshotDisks { disks } => {
+                return self.reply(disks::snapshot(&controlled.disks, disks));
+            }
             Request::ResizeDisk { serial, size_bytes } => {
                 return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }
@@ -218,6 +224,18 @@ impl Client {
             Request::DiskStatus { serial } => {
                 return self.reply(disks::status(&controlled.disks, serial));
             }
+            Request::AttachDisk { disk } => {
+                return self.reply(disks::attach(&controlled.hotplug, disk));
+            }
+            Request::DetachDisk {
+                serial,
+                force,
+                patience_ms,
+            } => {
+                let hotplug = &controlled.hotplug;
+                return self.reply(disks::detach(hotplug, serial, *force, *patience_ms));
+            }
+            Request::ListDisks => return self.reply(disks::list(&controlled.hotplug)),
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+mod disks;
 mod guests;
 
 use std::io::{BufRead, BufReader, Read, Write};

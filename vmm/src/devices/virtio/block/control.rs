@@ -43,10 +43,11 @@ impl BlockControl {
     }
 
     /// Tells the driver of a new size (virtio 1.2 section 5.2.5.1: a configuration change
-    /// notification). The storage must have that size already, and a disk only grows.
+    /// notification). The storage must have that size already. A disk only grows: a smaller size
+    /// is that of an earlier request.
     pub fn set_size(&self, size_bytes: u64) {
         let mut driver = self.driver();
-        if self.0.size_bytes.swap(size_bytes, Ordering::AcqRel) == size_bytes {
+        if self.0.size_bytes.fetch_max(size_bytes, Ordering::AcqRel) >= size_bytes {
             return;
         }
         match &mut *driver {
