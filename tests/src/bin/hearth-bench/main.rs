@@ -5,6 +5,8 @@
 //! - With the probe (`tests/probe`): launches through the agent, disk loads, fifty at once.
 //! - Calls of the API.
 //!
+//! - Limits of volume classes, also alone: `hearth-bench limits`.
+//!
 //! usage: hearth-bench [ROUNDS]      prints tables; writes bench.json to the target directory
 
 mod api;
@@ -17,6 +19,7 @@ mod memory;
 mod peers;
 mod serial_file;
 mod table;
+mod throttle;
 
 use std::{
     env, fs,
@@ -39,6 +42,9 @@ const LAUNCHES: usize = 20;
 
 /// Of each disk load.
 const LOAD_SECONDS: f64 = 2.0;
+
+/// Of each load that meets a limit.
+const LIMIT_SECONDS: f64 = 10.0;
 
 /// The medians of one program.
 #[derive(Serialize)]
@@ -63,6 +69,9 @@ struct Report {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    if env::args().nth(1).as_deref() == Some("limits") {
+        return limits().await;
+    }
     let rounds = match env::args().nth(1) {
         Some(text) => text.parse().context("ROUNDS is a number")?,
         None => ROUNDS,
@@ -95,6 +104,9 @@ async fn main() -> Result<()> {
     for section in disk::measure(&kernel, folder, LOAD_SECONDS)? {
         report.add(section);
     }
+    for section in throttle::measure(&hearth, &kernel, folder, LIMIT_SECONDS).await? {
+        report.add(section);
+    }
     report.add(many::measure(&hearth, &kernel).await?);
     report.add(api::measure(&hearth).await?);
     drop(hearth);
@@ -103,6 +115,19 @@ async fn main() -> Result<()> {
     fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
     println!("\nwritten to {}", path.display());
     Ok(())
+}
+
+/// Only the limits of volume classes.
+async fn limits() -> Result<()> {
+    ensure!(programs::kvm(), "no /dev/kvm that we may write to");
+    let folder = tempfile::Builder::new().prefix("hearth-bench.").tempdir()?;
+    let kernel = folder.path().join("probe");
+    fs::write(&kernel, probe::kernel()?)?;
+    let hearth = Hearth::start().await?;
+    for section in throttle::measure(&hearth, &kernel, folder.path(), LIMIT_SECONDS).await? {
+        section.print();
+    }
+    hearth.finish().await
 }
 
 impl Report {
