@@ -43,6 +43,7 @@ use crate::{
     instances::Instances,
     reconcile, shutdown,
     upkeep::checksums,
+    volumes::classes::Classes,
 };
 
 /// How long calls may take to come to their end when the daemon ends.
@@ -82,9 +83,9 @@ pub enum ServerError {
     /// The volume store.
     #[error("the volume store: {0}")]
     Store(#[from] hearth_images::Error),
-    /// The operator's instance types.
+    /// The operator's instance types or volume classes.
     #[error("{path:?}: {source}")]
-    InstanceTypes {
+    Catalogue {
         /// Which file.
         path: PathBuf,
         /// What is wrong.
@@ -178,7 +179,12 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     let path = settings.database();
     let db = Db::open(&path).map_err(|source| ServerError::Database { path, source })?;
     let path = settings.operator_types();
-    let types = Catalogue::load(&path).map_err(|error| ServerError::InstanceTypes {
+    let types = Catalogue::load(&path).map_err(|error| ServerError::Catalogue {
+        path,
+        source: error.into(),
+    })?;
+    let path = settings.operator_classes();
+    let classes = Classes::load(&path).map_err(|error| ServerError::Catalogue {
         path,
         source: error.into(),
     })?;
@@ -187,6 +193,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         db,
         host: Host::new(&settings.vmm),
         types,
+        classes: Arc::new(classes),
         busy: Busy::default(),
         kernels: tokio::sync::Mutex::new(()),
         shutdown,

@@ -2,6 +2,7 @@
 //! function, and turns the result back. Nothing is decided here.
 
 mod convert;
+mod convert_volume;
 pub mod events;
 pub mod images;
 pub mod instances;

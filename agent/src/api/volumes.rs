@@ -16,8 +16,10 @@ use crate::{
     volumes::{
         self, CreateRequest,
         attach::{self, AttachRequest},
+        classes::choice::ClassChoice,
         import::{self, ImportRequest},
         model::Volume,
+        modify::{self, ModifyRequest},
     },
 };
 
@@ -40,6 +42,7 @@ fn import_request(owner: String, header: v1::ImportVolumeHeader) -> ApiResult<Im
         length_bytes: header.length_bytes,
         sha256: header.sha256,
         size_gib: header.size_gib,
+        class: ClassChoice::from_wire(header.volume_class, header.iops, header.throughput_mib),
         tags: convert::tags_in(header.tags),
         client_token: header.client_token,
         token,
@@ -76,6 +79,11 @@ impl VolumeService for VolumeApi {
             owner,
             size_gib: request.size_gib,
             image_id: request.image_id,
+            class: ClassChoice::from_wire(
+                request.volume_class,
+                request.iops,
+                request.throughput_mib,
+            ),
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
             token,
@@ -104,7 +112,7 @@ impl VolumeService for VolumeApi {
             }
         };
         let request = import_request(owner, header)?;
-        request.check()?;
+        request.check(&self.context.classes)?;
         let (feed, body) = transfer::channel(request.length_bytes);
         let import = import::import(self.context.clone(), request, body);
         let volume = super::fed(super::pump(stream, feed, data), import).await?;
@@ -142,9 +150,40 @@ impl VolumeService for VolumeApi {
         } = request.into_inner();
         let named = Named::own(Kind::Volume, &volume_id, "volume_id");
         account.check(&self.context, vec![named]).await?;
-        let volume = volumes::grow(self.context.clone(), volume_id, size_gib).await?;
+        let volume = modify::grow(self.context.clone(), volume_id, size_gib).await?;
         Ok(Response::new(v1::GrowVolumeResponse {
             volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn modify_volume(
+        &self,
+        request: Request<v1::ModifyVolumeRequest>,
+    ) -> Result<Response<v1::ModifyVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let named = Named::own(Kind::Volume, &request.volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
+        let request = ModifyRequest {
+            volume_id: request.volume_id,
+            size_gib: request.size_gib,
+            volume_class: request.volume_class,
+            iops: request.iops,
+            throughput_mib: request.throughput_mib,
+        };
+        let volume = modify::modify(self.context.clone(), request).await?;
+        Ok(Response::new(v1::ModifyVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn describe_volume_classes(
+        &self,
+        _request: Request<v1::DescribeVolumeClassesRequest>,
+    ) -> Result<Response<v1::DescribeVolumeClassesResponse>, Status> {
+        let classes = self.context.classes.all();
+        Ok(Response::new(v1::DescribeVolumeClassesResponse {
+            volume_classes: classes.iter().map(convert::volume_class).collect(),
         }))
     }
 

@@ -6,11 +6,15 @@ use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     time::Millis,
-    volumes::model::{Attachment, Volume, VolumeState},
+    volumes::{
+        classes::choice::ClassChoice,
+        model::{Attachment, Credits, Volume, VolumeState},
+    },
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
-    delete_on_termination, read_only, create_time, tags, client_token, growing_to FROM volumes";
+    delete_on_termination, read_only, create_time, tags, client_token, growing_to,
+    class, iops, throughput_mib, credits, credits_at, modification FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
 
@@ -19,9 +23,11 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     let attachment = volume.attachment.as_ref();
     tx.prepare_cached(
         "INSERT INTO volumes (id, owner, state, size_bytes, image_id, instance_id, device,
-            delete_on_termination, read_only, create_time, tags, client_token, growing_to)
+            delete_on_termination, read_only, create_time, tags, client_token, growing_to,
+            class, iops, throughput_mib, modification)
          VALUES (:id, :owner, :state, :size_bytes, :image_id, :instance_id, :device,
-            :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to)",
+            :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to,
+            :class, :iops, :throughput_mib, :modification)",
     )?
     .execute(named_params! {
         ":id": volume.id,
@@ -37,6 +43,10 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
         ":tags": to_json(&volume.tags)?,
         ":client_token": volume.client_token,
         ":growing_to": volume.growing_to.map(signed),
+        ":class": volume.class.name,
+        ":iops": volume.class.iops,
+        ":throughput_mib": volume.class.throughput_mib,
+        ":modification": volume.modification.as_ref().map(to_json).transpose()?,
     })?;
     volume.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -56,7 +66,8 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         "UPDATE volumes SET state = :state, size_bytes = :size_bytes,
             instance_id = :instance_id, device = :device,
             delete_on_termination = :delete_on_termination, read_only = :read_only,
-            growing_to = :growing_to WHERE id = :id",
+            growing_to = :growing_to, class = :class, iops = :iops,
+            throughput_mib = :throughput_mib, modification = :modification WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
@@ -67,6 +78,10 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         ":delete_on_termination": attachment.is_some_and(|a| a.delete_on_termination),
         ":read_only": attachment.is_some_and(|a| a.read_only),
         ":growing_to": after.growing_to.map(signed),
+        ":class": after.class.name,
+        ":iops": after.class.iops,
+        ":throughput_mib": after.class.throughput_mib,
+        ":modification": after.modification.as_ref().map(to_json).transpose()?,
     })?;
     if before.state != after.state {
         let (from, to) = (before.state.word(), after.state.word());
@@ -123,9 +138,30 @@ pub fn in_state(connection: &Connection, state: VolumeState) -> DbResult<Vec<Vol
     collect(connection, "WHERE state = ?1 ORDER BY seq", [state])
 }
 
-/// Those whose growing did not end.
-pub fn growing(connection: &Connection) -> DbResult<Vec<Volume>> {
-    collect(connection, "WHERE growing_to IS NOT NULL ORDER BY seq", [])
+/// Those whose modification did not end.
+pub fn being_modified(connection: &Connection) -> DbResult<Vec<Volume>> {
+    collect(
+        connection,
+        "WHERE growing_to IS NOT NULL OR modification ->> 'state' = 'modifying' ORDER BY seq",
+        [],
+    )
+}
+
+/// Stores burst credits, apart from [`update`]: they come in while rows change. Those of another
+/// class than the volume has by now are not stored.
+pub fn set_credits(tx: &Tx<'_>, id: &str, class: &ClassChoice, credits: Credits) -> DbResult<()> {
+    tx.prepare_cached(
+        "UPDATE volumes SET credits = ?1, credits_at = ?2 WHERE id = ?3 AND class = ?4",
+    )?
+    .execute(params![signed(credits.count), credits.at.0, id, class.name])?;
+    Ok(())
+}
+
+/// Forgets burst credits: the volume then has all that it may have.
+pub fn clear_credits(tx: &Tx<'_>, id: &str) -> DbResult<()> {
+    tx.prepare_cached("UPDATE volumes SET credits = NULL, credits_at = NULL WHERE id = ?1")?
+        .execute([id])?;
+    Ok(())
 }
 
 /// Ids of all.
@@ -149,12 +185,14 @@ fn collect(
 ) -> DbResult<Vec<Volume>> {
     let mut select = connection.prepare_cached(&format!("{SELECT} {condition}"))?;
     let rows = select.query_map(parameters, |row| {
-        Ok((volume(row)?, row.get::<_, String>(11)?))
+        let modification: Option<String> = row.get("modification")?;
+        Ok((volume(row)?, row.get::<_, String>(11)?, modification))
     })?;
     rows.map(|row| {
-        let (volume, tags) = row?;
+        let (volume, tags, modification) = row?;
         Ok(Volume {
             tags: from_json(&tags)?,
+            modification: modification.map(|text| from_json(&text)).transpose()?,
             ..volume
         })
     })
@@ -184,5 +222,18 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
         tags: Vec::new(),
         client_token: row.get(12)?,
         growing_to: row.get::<_, Option<i64>>(13)?.map(unsigned),
+        class: ClassChoice {
+            name: row.get("class")?,
+            iops: row.get("iops")?,
+            throughput_mib: row.get("throughput_mib")?,
+        },
+        credits: row
+            .get::<_, Option<i64>>("credits")?
+            .zip(row.get::<_, Option<i64>>("credits_at")?)
+            .map(|(count, at)| Credits {
+                count: unsigned(count),
+                at: Millis(at),
+            }),
+        modification: None,
     })
 }

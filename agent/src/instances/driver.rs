@@ -33,7 +33,10 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     events::{self, NewEvent},
     time::Millis,
-    volumes::model::{Volume, VolumeState},
+    volumes::{
+        credits,
+        model::{Volume, VolumeState},
+    },
 };
 
 /// How long a guest may take to shut down for a reboot.
@@ -442,6 +445,8 @@ impl Driver {
         crash_point("instance.vmm-ended");
         self.vmm = None;
         self.timer = None;
+        let run_dir = self.context.settings.run_dir(&self.row.id);
+        credits::keep_reported(&self.context, &self.row.id, &run_dir).await;
         tracing::info!(
             instance = self.row.id,
             ?end,

@@ -95,10 +95,11 @@ impl Instances {
         });
         let shape = request.check(&self.context.types)?;
         let memory = memory.await??;
+        let classes = self.context.classes.clone();
         let launched = self
             .context
             .db
-            .write(move |tx| request.commit(tx, &shape, &memory))
+            .write(move |tx| request.commit(tx, &shape, &memory, &classes))
             .await?;
         crash_point("launch.rows-pending");
         let ids = match launched {

@@ -114,8 +114,8 @@ fn commit_detach(tx: &mut db::Tx<'_>, volume_id: &str) -> ApiResult<Volume> {
             instance.id
         )));
     }
-    if volume.growing_to.is_some() {
-        return Err(refused(format!("{volume_id} is being made larger")));
+    if volume.is_being_modified() {
+        return Err(refused(format!("{volume_id} is being modified")));
     }
     let after = volume.detached();
     db::volumes::update(tx, &volume, &after)?;

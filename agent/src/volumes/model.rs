@@ -1,5 +1,8 @@
 //! A volume as the agent knows it.
 
+use serde::{Deserialize, Serialize};
+
+use super::classes::choice::ClassChoice;
 use crate::{tags::Tag, time::Millis};
 
 /// Bytes in a GiB.
@@ -42,6 +45,48 @@ pub struct Volume {
     pub client_token: String,
     /// Set while it is made larger: the size it will have.
     pub growing_to: Option<u64>,
+    pub class: ClassChoice,
+    /// Burst credits at some instant; without it all that it may have.
+    pub credits: Option<Credits>,
+    /// The last one.
+    pub modification: Option<Modification>,
+}
+
+/// Burst credits: operations or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credits {
+    pub count: u64,
+    /// When it was so many.
+    pub at: Millis,
+}
+
+/// What of a volume can be modified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub size_bytes: u64,
+    pub class: ClassChoice,
+}
+
+/// A change of a volume, under way or over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Modification {
+    pub state: ModificationState,
+    pub original: Target,
+    pub target: Target,
+    /// Milliseconds since 1970.
+    pub start: i64,
+    pub end: Option<i64>,
+    /// Why it failed.
+    pub message: String,
+}
+
+/// How far a modification is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModificationState {
+    Modifying,
+    Completed,
+    Failed,
 }
 
 /// What a volume is attached to.
@@ -59,6 +104,12 @@ impl Volume {
     /// does.
     pub fn serial(&self) -> String {
         self.id.replace('-', "")
+    }
+
+    /// Whether it is becoming what the row says.
+    pub fn is_being_modified(&self) -> bool {
+        let modifying = |m: &Modification| m.state == ModificationState::Modifying;
+        self.growing_to.is_some() || self.modification.as_ref().is_some_and(modifying)
     }
 
     /// Free again, attached to nothing.

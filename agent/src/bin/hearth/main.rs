@@ -21,6 +21,7 @@ mod snapshot;
 mod store;
 mod upload;
 mod volume;
+mod volume_classes;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode};

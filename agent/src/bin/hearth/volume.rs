@@ -20,6 +20,7 @@ use crate::{
     image_files::{format_of, parse_format},
     output::{self, Output},
     upload::{self, Upload},
+    volume_classes::{self, ClassArgs, ModifyArgs},
 };
 
 /// Block volumes.
@@ -36,6 +37,10 @@ pub enum VolumeCommand {
     Show(IdsArgs),
     /// Make a volume larger.
     Grow(GrowArgs),
+    /// Change a volume's size, class or figures, also while a guest uses it.
+    Modify(ModifyArgs),
+    /// List the classes that volumes can have.
+    Classes,
     /// Delete volumes that nothing uses.
     #[command(visible_alias = "rm")]
     Delete(IdsArgs),
@@ -56,6 +61,8 @@ pub struct CreateArgs {
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
+    class: ClassArgs,
+    #[command(flatten)]
     labels: LabelArgs,
 }
 
@@ -72,6 +79,8 @@ pub struct ImportArgs {
     /// Grow to this size, in GiB (20, 20G, 1T).
     #[arg(long, value_parser = parse_gib)]
     size: Option<u64>,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -155,6 +164,8 @@ pub async fn dispatch(
         VolumeCommand::List(args) => list(client, output, args).await,
         VolumeCommand::Show(args) => show(client, output, args).await,
         VolumeCommand::Grow(args) => grow(client, output, args).await,
+        VolumeCommand::Modify(args) => volume_classes::modify(client, output, args).await,
+        VolumeCommand::Classes => volume_classes::classes(client, output).await,
         VolumeCommand::Delete(args) => delete(client, args).await,
         VolumeCommand::Export(args) => export(client, output, args).await,
         VolumeCommand::Attach(args) => attach(client, output, args).await,
@@ -162,7 +173,7 @@ pub async fn dispatch(
     }
 }
 
-fn failed(status: Status) -> Failure {
+pub fn failed(status: Status) -> Failure {
     rpc_with_flags(
         status,
         &flags([
@@ -170,6 +181,12 @@ fn failed(status: Status) -> Failure {
             ("volume_id", "VOLUME"),
             ("size_gib", "--size"),
             ("header.size_gib", "--size"),
+            ("volume_class", "--class"),
+            ("header.volume_class", "--class"),
+            ("iops", "--iops"),
+            ("header.iops", "--iops"),
+            ("throughput_mib", "--throughput"),
+            ("header.throughput_mib", "--throughput"),
             ("image_id", "--image"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
@@ -197,6 +214,9 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         image_id,
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let answer = client
         .volumes
@@ -221,6 +241,9 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         size_gib: args.size.unwrap_or(0),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let (stream, sending) = upload.send(
         ImportVolumeRequest {
@@ -383,7 +406,7 @@ fn attached_to(volume: &Volume) -> String {
     }
 }
 
-fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
+pub fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
     let row = |volume: &Volume| {
         vec![
             volume.volume_id.clone(),
@@ -391,6 +414,7 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
             state_word(volume),
             human::bytes(volume.size_bytes),
             human::bytes(volume.allocated_bytes),
+            volume.volume_class.clone(),
             attached_to(volume),
             human::age(volume.create_time.as_ref()),
         ]
@@ -401,10 +425,11 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
         "STATE",
         "SIZE",
         "OWN DATA",
+        "CLASS",
         "ATTACHED TO",
         "AGE",
     ];
-    output::table(&header, &[3, 4, 6], volumes.iter().map(row).collect())
+    output::table(&header, &[3, 4, 7], volumes.iter().map(row).collect())
 }
 
 fn print_one(volume: &Volume) -> Result<(), Failure> {
@@ -418,6 +443,15 @@ fn print_one(volume: &Volume) -> Result<(), Failure> {
         ("State", state_word(volume)),
         ("Size", human::bytes(volume.size_bytes)),
         ("Own data", human::bytes(volume.allocated_bytes)),
+        ("Class", volume.volume_class.clone()),
+        ("Figures", volume_classes::figures(volume)),
+        (
+            "Burst balance",
+            volume
+                .burst_balance_percent
+                .map_or_else(String::new, |percent| format!("{percent:.1} %")),
+        ),
+        ("Modification", volume_classes::modification(volume)),
         ("Image", volume.image_id.clone()),
         ("Attached to", attached_to(volume)),
         ("Created", human::time_and_age(volume.create_time.as_ref())),

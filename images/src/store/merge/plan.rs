@@ -139,7 +139,7 @@ impl Tree {
         }
         let size = |layer: &LayerId| {
             let link = chain::open_link(&layout.layers, layer.clone())?;
-            super::super::allocated_bytes(&link)
+            super::super::allocated_by(&link)
         };
         let (child_bytes, parent_bytes) = (size(child)?, size(parent)?);
         let stays = below.children > 1 || self.named.contains(parent);

@@ -12,6 +12,7 @@ mod memory;
 mod peers;
 mod serial_file;
 mod table;
+mod throttle;
 mod vmm;
 
 use std::{
@@ -37,6 +38,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("vmm", |bench| Box::pin(vmm::measure(bench))),
     ("launch", |bench| Box::pin(launch::measure(bench))),
     ("disk", |bench| Box::pin(disk::measure(bench))),
+    ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),
     ("api", |bench| Box::pin(api::measure(bench))),
 ];
