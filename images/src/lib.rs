@@ -11,8 +11,10 @@
 //! - `layer`: one qcow2 file: its header, its parent, how a new one is made
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `crash`: named steps at which a test can end the process
 
 pub mod check;
+mod crash;
 pub mod disk;
 mod error;
 mod id;
@@ -21,6 +23,7 @@ pub mod layer;
 pub mod store;
 
 pub use check::{CheckReport, Repair};
+pub use crash::{CRASH_AT, crash_point};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{SnapshotId, VolumeId};

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hearth_images::crash_point;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -54,9 +55,12 @@ fn run_guest(
         on_disk_error: disk_error_reporter(subscribers),
         on_net_error: net_error_reporter(subscribers),
     };
+    crash_point("vmm.bound");
     let machine = Machine::build(config, outside)?;
+    crash_point("vmm.built");
     let start_to_guest_ns = started.elapsed().as_nanos() as u64;
     let machine = machine.start()?;
+    crash_point("vmm.started");
     let controlled = Controlled {
         instance_id: config.instance_id.clone(),
         exit: Arc::clone(&exit),
@@ -72,8 +76,10 @@ fn run_guest(
 
     wait(exit.event(), terminate).map_err(io_error("poll"))?;
     exit.announce(ExitReason::Killed, "terminated by a signal");
+    crash_point("vmm.stopping");
     machine.stop();
     console_thread.finish();
+    crash_point("vmm.stopped");
     Ok(exit.announced().unwrap_or(ExitReport {
         reason: ExitReason::InternalError,
         message: "ended without a reason".into(),
@@ -121,5 +127,6 @@ fn write_report(run_dir: &Path, report: &ExitReport) -> io::Result<()> {
     let mut file = File::create(&fresh)?;
     serde_json::to_writer(&mut file, report)?;
     file.write_all(b"\n")?;
+    crash_point("vmm.report-written");
     std::fs::rename(&fresh, &path)
 }

@@ -6,6 +6,7 @@
 use super::Store;
 use super::layout::{self, Record};
 use super::lock::{Locked, Mode};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain;
@@ -53,7 +54,9 @@ impl Store {
     fn remove_record(&self, dir: &Path, id: &str) -> Result<()> {
         let path = dir.join(format!("{id}.json"));
         fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
-        layout::sync_dir(dir)
+        layout::sync_dir(dir)?;
+        crash_point("record.removed");
+        Ok(())
     }
 
     /// After a deletion, which has succeeded by now, or a failed creation: what cannot be removed
@@ -78,6 +81,7 @@ impl Store {
             if !reachable.contains(&id) {
                 fs::remove_file(self.layout.layer_path(&id))
                     .context(|| format!("removing layer {id}"))?;
+                crash_point("layer.removed");
                 removed += 1;
             }
         }

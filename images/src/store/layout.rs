@@ -11,6 +11,7 @@
 //! A file gets its final name only when its contents are on the disk; the directory is synced
 //! after each change of a name.
 
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
 use crate::store::lock::{Locked, Mode};
@@ -111,7 +112,9 @@ impl Layout {
         if sealed {
             seal(&file.file)?;
         }
-        file.rename_to(&self.layers, &id.file_name())
+        file.rename_to(&self.layers, &id.file_name())?;
+        crash_point("layer.published");
+        Ok(())
     }
 }
 
@@ -261,12 +264,17 @@ impl Record {
     /// Writes a new record, durably; [`ErrorKind::AlreadyExists`] if there is one.
     pub fn create(&self, layout: &Layout, dir: &Path, id: &str) -> Result<()> {
         self.write_temp(layout)?
-            .rename_to(dir, &format!("{id}.json"))
+            .rename_to(dir, &format!("{id}.json"))?;
+        crash_point("record.created");
+        Ok(())
     }
 
     /// Takes the place of a record, durably and at once.
     pub fn replace(&self, layout: &Layout, dir: &Path, id: &str) -> Result<()> {
-        self.write_temp(layout)?.replace(dir, &format!("{id}.json"))
+        self.write_temp(layout)?
+            .replace(dir, &format!("{id}.json"))?;
+        crash_point("record.replaced");
+        Ok(())
     }
 
     fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
@@ -278,6 +286,7 @@ impl Record {
             .write_all(&text)
             .and_then(|()| temp.file.sync_all())
             .context(|| "writing a record".into())?;
+        crash_point("record.written");
         Ok(temp)
     }
 }
