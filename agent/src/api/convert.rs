@@ -14,7 +14,7 @@ use crate::{
     tags::Tag,
     volumes::{
         VolumeView,
-        model::{Volume, VolumeState},
+        model::{AttachmentState, Volume, VolumeState},
     },
 };
 
@@ -156,6 +156,12 @@ pub fn volume(view: VolumeView) -> v1::Volume {
             device_name: attachment.device,
             delete_on_termination: attachment.delete_on_termination,
             read_only: attachment.read_only,
+            state: match attachment.state {
+                AttachmentState::Attaching => v1::AttachmentState::Attaching,
+                AttachmentState::Attached => v1::AttachmentState::Attached,
+                AttachmentState::Detaching => v1::AttachmentState::Detaching,
+            }
+            .into(),
         }),
         create_time: Some(volume.create_time.into()),
         tags: tags_out(volume.tags),

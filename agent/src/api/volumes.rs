@@ -1,6 +1,6 @@
 //! `VolumeService`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hearth_proto::v1::{self, volume_service_server::VolumeService};
 use tonic::{Request, Response, Status, Streaming};
@@ -10,11 +10,12 @@ use crate::{
     context::{Context, LOCAL_OWNER},
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
+    instances::Instances,
     tokens::ClientToken,
     transfer,
     volumes::{
         self, CreateRequest,
-        attach::{self, AttachRequest},
+        attach::{self, AttachRequest, DetachRequest},
         import::{self, ImportRequest},
         model::Volume,
     },
@@ -23,6 +24,7 @@ use crate::{
 /// The service.
 pub struct VolumeApi {
     pub context: Arc<Context>,
+    pub instances: Arc<Instances>,
 }
 
 fn import_request(header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
@@ -156,7 +158,7 @@ impl VolumeService for VolumeApi {
             delete_on_termination: request.delete_on_termination,
             read_only: request.read_only,
         };
-        let volume = attach::attach(self.context.clone(), request).await?;
+        let volume = attach::attach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::AttachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))
@@ -166,8 +168,17 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::DetachVolumeRequest>,
     ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
-        let volume_id = request.into_inner().volume_id;
-        let volume = attach::detach(self.context.clone(), volume_id).await?;
+        let request = request.into_inner();
+        let request = DetachRequest {
+            volume_id: request.volume_id,
+            force: request.force,
+            patience: match request.timeout_seconds {
+                0 => attach::DETACH_PATIENCE,
+                seconds => Duration::from_secs(seconds.into()),
+            },
+        };
+        let volume =
+            attach::detach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::DetachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))

@@ -96,6 +96,9 @@ const STEPS: &[&str] = &[
         created      INTEGER NOT NULL,
         PRIMARY KEY (owner, operation, token)
     ) STRICT, WITHOUT ROWID;",
+    // Volumes come to and go from running instances.
+    "ALTER TABLE volumes ADD COLUMN attachment_state TEXT NOT NULL DEFAULT 'attached';
+    ALTER TABLE volumes ADD COLUMN detach_deadline INTEGER;",
 ];
 
 /// Takes the steps that are missing.

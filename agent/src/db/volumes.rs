@@ -6,13 +6,16 @@ use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     time::Millis,
-    volumes::model::{Attachment, Volume, VolumeState},
+    volumes::model::{Attachment, AttachmentState, Volume, VolumeState},
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
-    delete_on_termination, read_only, create_time, tags, client_token, growing_to FROM volumes";
+    delete_on_termination, read_only, create_time, tags, client_token, growing_to,
+    attachment_state, detach_deadline FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
+
+const ATTACHMENT_EVENT: &str = "volume.attachment";
 
 /// Stores a new volume and the event of its birth.
 pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
@@ -55,7 +58,8 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         "UPDATE volumes SET state = :state, size_bytes = :size_bytes,
             instance_id = :instance_id, device = :device,
             delete_on_termination = :delete_on_termination, read_only = :read_only,
-            growing_to = :growing_to WHERE id = :id",
+            growing_to = :growing_to, attachment_state = :attachment_state,
+            detach_deadline = :detach_deadline WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
@@ -66,6 +70,8 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         ":delete_on_termination": attachment.is_some_and(|a| a.delete_on_termination),
         ":read_only": attachment.is_some_and(|a| a.read_only),
         ":growing_to": after.growing_to.map(signed),
+        ":attachment_state": attachment.map_or(AttachmentState::Attached, |a| a.state),
+        ":detach_deadline": attachment.and_then(|a| a.detach_deadline).map(|when| when.0),
     })?;
     if before.state != after.state {
         let (from, to) = (before.state.word(), after.state.word());
@@ -75,6 +81,23 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
             (None, None) => String::new(),
         };
         tx.event(NewEvent::state(STATE_EVENT, &after.id, from, to).because("", &told));
+    }
+    Ok(())
+}
+
+/// [`update`], and the event of a change in an attachment to a running instance; `why` is for
+/// people.
+pub fn update_attachment(
+    tx: &mut Tx<'_>,
+    before: &Volume,
+    after: &Volume,
+    why: &str,
+) -> DbResult<()> {
+    let word = |volume: &Volume| volume.attachment.as_ref().map_or("", |a| a.state.word());
+    update(tx, before, after)?;
+    if word(before) != word(after) {
+        let event = NewEvent::state(ATTACHMENT_EVENT, &after.id, word(before), word(after));
+        tx.event(event.because("", why));
     }
     Ok(())
 }
@@ -161,6 +184,7 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
     let instance_id: Option<String> = row.get(6)?;
     let device: Option<String> = row.get(7)?;
     let (delete_on_termination, read_only) = (row.get(8)?, row.get(9)?);
+    let (state, detach_deadline) = (row.get(14)?, row.get::<_, Option<i64>>(15)?.map(Millis));
     Ok(Volume {
         seq: row.get(0)?,
         id: row.get(1)?,
@@ -175,6 +199,8 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
                 device,
                 delete_on_termination,
                 read_only,
+                state,
+                detach_deadline,
             }),
         create_time: Millis(row.get(10)?),
         tags: Vec::new(),

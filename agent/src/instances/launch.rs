@@ -14,7 +14,7 @@ use crate::{
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
-    volumes::model::{Attachment, GIB, Volume, VolumeState},
+    volumes::model::{Attachment, AttachmentState, GIB, Volume, VolumeState},
 };
 
 use super::{
@@ -249,6 +249,8 @@ impl LaunchRequest {
             device: disk.device.clone(),
             delete_on_termination: disk.delete_on_termination,
             read_only: disk.read_only,
+            state: AttachmentState::Attached,
+            detach_deadline: None,
         });
         let (size_bytes, image_id) = match &disk.source {
             DiskSource::Existing(id) => {

@@ -35,6 +35,11 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .read(move |connection| db::volumes::of_instance(connection, &id))
         .await
         .map_err(|error| full_cause(&error))?;
+    // Those that were on their way out when the last guest ended do not come back.
+    let disks: Vec<Volume> = disks
+        .into_iter()
+        .filter(|volume| !volume.detaches())
+        .collect();
     let store = context.store.clone();
     let to_make: Vec<Volume> = disks
         .iter()
@@ -64,6 +69,17 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
     }
 }
 
+/// A volume as the VMM's disk.
+pub fn disk(context: &Context, volume: &Volume) -> DiskConfig {
+    DiskConfig {
+        serial: volume.serial(),
+        store: context.settings.store(),
+        volume: volume.id.clone(),
+        read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
+        queues: 0,
+    }
+}
+
 fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResult<VmConfig> {
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
@@ -83,16 +99,7 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 BootProtocol::Pvh => config::BootProtocol::Pvh,
             },
         },
-        disks: volumes
-            .iter()
-            .map(|volume| DiskConfig {
-                serial: volume.serial(),
-                store: context.settings.store(),
-                volume: volume.id.clone(),
-                read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
-                queues: 0,
-            })
-            .collect(),
+        disks: volumes.iter().map(|volume| disk(context, volume)).collect(),
         nets: interfaces::configs(instance),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,

@@ -18,6 +18,7 @@ mod output;
 mod run;
 mod upload;
 mod volume;
+mod volume_wait;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode};
