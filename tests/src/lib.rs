@@ -27,6 +27,7 @@
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
 //! hangs, and say nothing about speed.
 
+pub mod attachments;
 pub mod broken;
 mod console;
 mod errors;

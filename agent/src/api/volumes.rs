@@ -177,8 +177,7 @@ impl VolumeService for VolumeApi {
                 seconds => Duration::from_secs(seconds.into()),
             },
         };
-        let volume =
-            attach::detach(self.context.clone(), self.instances.clone(), request).await?;
+        let volume = attach::detach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::DetachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))

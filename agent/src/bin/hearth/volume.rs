@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    AttachVolumeRequest, AttachVolumeResponse, AttachmentState, CreateVolumeRequest, DeleteVolumeRequest, DescribeVolumesRequest,
-    DescribeVolumesResponse, DetachVolumeRequest, DetachVolumeResponse, DiskFormat, Filter, GrowVolumeRequest,
-    ImportVolumeHeader, ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
+    AttachVolumeRequest, AttachVolumeResponse, AttachmentState, CreateVolumeRequest,
+    DeleteVolumeRequest, DescribeVolumesRequest, DescribeVolumesResponse, DetachVolumeRequest,
+    DetachVolumeResponse, DiskFormat, Filter, GrowVolumeRequest, ImportVolumeHeader,
+    ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
 };
 use tonic::Status;
 

@@ -77,7 +77,10 @@ impl Driver {
             return;
         };
         let id = self.row.id.clone();
-        let rows = self.context.db.read(move |c| db::volumes::of_instance(c, &id));
+        let rows = self
+            .context
+            .db
+            .read(move |c| db::volumes::of_instance(c, &id));
         let volumes = match rows.await {
             Ok(volumes) => volumes,
             Err(error) => {
