@@ -212,6 +212,7 @@ async fn router(
     .max_decoding_message_size(MAX_MESSAGE);
     let volume_api = VolumeServiceServer::new(VolumeApi {
         context: context.clone(),
+        instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
     let image_api = ImageServiceServer::new(ImageApi {

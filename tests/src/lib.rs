@@ -29,6 +29,7 @@
 //! hangs, and say nothing about speed.
 
 pub mod accounts;
+pub mod attachments;
 pub mod broken;
 mod console;
 mod errors;

@@ -11,7 +11,7 @@ use crate::{
             Class,
             rule::{BurstRule, Rule},
         },
-        model::{Modification, ModificationState, Target, VolumeState},
+        model::{AttachmentState, Modification, ModificationState, Target, VolumeState},
     },
 };
 
@@ -40,6 +40,12 @@ pub fn volume(view: VolumeView) -> v1::Volume {
             device_name: attachment.device,
             delete_on_termination: attachment.delete_on_termination,
             read_only: attachment.read_only,
+            state: match attachment.state {
+                AttachmentState::Attaching => v1::AttachmentState::Attaching,
+                AttachmentState::Attached => v1::AttachmentState::Attached,
+                AttachmentState::Detaching => v1::AttachmentState::Detaching,
+            }
+            .into(),
         }),
         create_time: Some(volume.create_time.into()),
         tags: tags_out(volume.tags),

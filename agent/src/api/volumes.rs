@@ -1,6 +1,6 @@
 //! `VolumeService`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hearth_proto::v1::{self, volume_service_server::VolumeService};
 use tonic::{Request, Response, Status, Streaming};
@@ -11,11 +11,12 @@ use crate::{
     context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
+    instances::Instances,
     tokens::ClientToken,
     transfer,
     volumes::{
         self, CreateRequest,
-        attach::{self, AttachRequest},
+        attach::{self, AttachRequest, DetachRequest},
         classes::choice::ClassChoice,
         import::{self, ImportRequest},
         model::Volume,
@@ -26,6 +27,7 @@ use crate::{
 /// The service.
 pub struct VolumeApi {
     pub context: Arc<Context>,
+    pub instances: Arc<Instances>,
 }
 
 fn import_request(owner: String, header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
@@ -217,7 +219,7 @@ impl VolumeService for VolumeApi {
             delete_on_termination: request.delete_on_termination,
             read_only: request.read_only,
         };
-        let volume = attach::attach(self.context.clone(), request).await?;
+        let volume = attach::attach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::AttachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))
@@ -228,10 +230,18 @@ impl VolumeService for VolumeApi {
         request: Request<v1::DetachVolumeRequest>,
     ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
         let account = Account::of(&request)?;
-        let volume_id = request.into_inner().volume_id;
-        let named = Named::own(Kind::Volume, &volume_id, "volume_id");
+        let request = request.into_inner();
+        let named = Named::own(Kind::Volume, &request.volume_id, "volume_id");
         account.check(&self.context, vec![named]).await?;
-        let volume = attach::detach(self.context.clone(), volume_id).await?;
+        let request = DetachRequest {
+            volume_id: request.volume_id,
+            force: request.force,
+            patience: match request.timeout_seconds {
+                0 => attach::DETACH_PATIENCE,
+                seconds => Duration::from_secs(seconds.into()),
+            },
+        };
+        let volume = attach::detach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::DetachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))

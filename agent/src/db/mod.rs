@@ -8,8 +8,8 @@
 pub mod events;
 pub mod images;
 pub mod instances;
-pub mod permissions;
 mod owners;
+pub mod permissions;
 mod schema;
 mod states;
 pub mod tokens;
@@ -27,9 +27,9 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
+pub use owners::owners;
 #[cfg(test)]
 pub(crate) use schema::migrate;
-pub use owners::owners;
 pub(crate) use states::state_names;
 
 use crate::events::{Event, NewEvent};

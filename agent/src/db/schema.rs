@@ -111,6 +111,9 @@ const STEPS: &[&str] = &[
     ALTER TABLE volumes ADD COLUMN credits INTEGER;
     ALTER TABLE volumes ADD COLUMN credits_at INTEGER;
     ALTER TABLE volumes ADD COLUMN modification TEXT;",
+    // 4: volumes come to and go from running instances.
+    "ALTER TABLE volumes ADD COLUMN attachment_state TEXT NOT NULL DEFAULT 'attached';
+    ALTER TABLE volumes ADD COLUMN detach_deadline INTEGER;",
 ];
 
 /// Takes the steps that are missing.

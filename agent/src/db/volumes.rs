@@ -8,15 +8,18 @@ use crate::{
     time::Millis,
     volumes::{
         classes::choice::ClassChoice,
-        model::{Attachment, Credits, Volume, VolumeState},
+        model::{Attachment, AttachmentState, Credits, Volume, VolumeState},
     },
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
     delete_on_termination, read_only, create_time, tags, client_token, growing_to,
-    class, iops, throughput_mib, credits, credits_at, modification FROM volumes";
+    class, iops, throughput_mib, credits, credits_at, modification, attachment_state,
+    detach_deadline FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
+
+const ATTACHMENT_EVENT: &str = "volume.attachment";
 
 /// Stores a new volume and the event of its birth.
 pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
@@ -67,7 +70,9 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
             instance_id = :instance_id, device = :device,
             delete_on_termination = :delete_on_termination, read_only = :read_only,
             growing_to = :growing_to, class = :class, iops = :iops,
-            throughput_mib = :throughput_mib, modification = :modification WHERE id = :id",
+            throughput_mib = :throughput_mib, modification = :modification,
+            attachment_state = :attachment_state, detach_deadline = :detach_deadline
+         WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
@@ -82,6 +87,8 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         ":iops": after.class.iops,
         ":throughput_mib": after.class.throughput_mib,
         ":modification": after.modification.as_ref().map(to_json).transpose()?,
+        ":attachment_state": attachment.map_or(AttachmentState::Attached, |a| a.state),
+        ":detach_deadline": attachment.and_then(|a| a.detach_deadline).map(|when| when.0),
     })?;
     if before.state != after.state {
         let (from, to) = (before.state.word(), after.state.word());
@@ -93,6 +100,29 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         tx.event(
             NewEvent::state(STATE_EVENT, &after.owner, &after.id, from, to).because("", &told),
         );
+    }
+    Ok(())
+}
+
+/// [`update`], and the event of a change in an attachment to a running instance; `why` is for
+/// people.
+pub fn update_attachment(
+    tx: &mut Tx<'_>,
+    before: &Volume,
+    after: &Volume,
+    why: &str,
+) -> DbResult<()> {
+    let word = |volume: &Volume| volume.attachment.as_ref().map_or("", |a| a.state.word());
+    update(tx, before, after)?;
+    if word(before) != word(after) {
+        let event = NewEvent::state(
+            ATTACHMENT_EVENT,
+            &after.owner,
+            &after.id,
+            word(before),
+            word(after),
+        );
+        tx.event(event.because("", why));
     }
     Ok(())
 }
@@ -203,6 +233,8 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
     let instance_id: Option<String> = row.get(6)?;
     let device: Option<String> = row.get(7)?;
     let (delete_on_termination, read_only) = (row.get(8)?, row.get(9)?);
+    let state = row.get("attachment_state")?;
+    let detach_deadline = row.get::<_, Option<i64>>("detach_deadline")?.map(Millis);
     Ok(Volume {
         seq: row.get(0)?,
         id: row.get(1)?,
@@ -217,6 +249,8 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
                 device,
                 delete_on_termination,
                 read_only,
+                state,
+                detach_deadline,
             }),
         create_time: Millis(row.get(10)?),
         tags: Vec::new(),

@@ -15,7 +15,7 @@ use crate::{
     tokens::ClientToken,
     volumes::{
         classes::Classes,
-        model::{Attachment, GIB, Volume, VolumeState},
+        model::{Attachment, AttachmentState, GIB, Volume, VolumeState},
     },
 };
 
@@ -259,6 +259,8 @@ impl LaunchRequest {
             device: disk.device.clone(),
             delete_on_termination: disk.delete_on_termination,
             read_only: disk.read_only,
+            state: AttachmentState::Attached,
+            detach_deadline: None,
         });
         let (size_bytes, image_id) = match &disk.source {
             DiskSource::Existing(id) => {

@@ -37,6 +37,11 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .read(move |connection| db::volumes::of_instance(connection, &id))
         .await
         .map_err(|error| full_cause(&error))?;
+    // Those that were on their way out when the last guest ended do not come back.
+    let disks: Vec<Volume> = disks
+        .into_iter()
+        .filter(|volume| !volume.detaches())
+        .collect();
     let store = context.store.clone();
     let to_make: Vec<Volume> = disks
         .iter()

@@ -386,6 +386,7 @@ impl Described for Volume {
         "size",
         "attachment.instance-id",
         "attachment.device",
+        "attachment.status",
         "owner-id",
         "image-id",
         "volume-class",
@@ -414,6 +415,10 @@ impl Described for Volume {
                 .into_iter()
                 .collect(),
             "attachment.device" => attachment.map(|a| a.device.clone()).into_iter().collect(),
+            "attachment.status" => attachment
+                .map(|a| a.state.word().to_owned())
+                .into_iter()
+                .collect(),
             "owner-id" => vec![self.owner.clone()],
             "volume-class" => vec![self.class.name.clone()],
             "image-id" => self.image_id.clone().into_iter().collect(),

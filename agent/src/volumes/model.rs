@@ -28,6 +28,26 @@ crate::db::state_names! {
     }
 }
 
+crate::db::state_names! {
+    /// Where an attachment is in its life.
+    ///
+    /// ```text
+    ///              plugged in          asked to let go
+    ///   attaching ───────────► attached ───────────► detaching ──► (none)
+    ///       │                     ▲                     │   it has, or by force,
+    ///       ▼ refused             └─────────────────────┘   or the guest has ended
+    ///    (none)                        not in time
+    /// ```
+    ///
+    /// To and from an instance that does not run there is nothing between none and attached. When
+    /// a guest ends, what was attaching is attached: the next start has it.
+    AttachmentState {
+        Attaching = "attaching",
+        Attached = "attached",
+        Detaching = "detaching",
+    }
+}
+
 /// One volume: one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
@@ -97,6 +117,9 @@ pub struct Attachment {
     pub device: String,
     pub delete_on_termination: bool,
     pub read_only: bool,
+    pub state: AttachmentState,
+    /// While detaching: how long the guest may take; `None` is by force, at once.
+    pub detach_deadline: Option<Millis>,
 }
 
 impl Volume {
@@ -110,6 +133,23 @@ impl Volume {
     pub fn is_being_modified(&self) -> bool {
         let modifying = |m: &Modification| m.state == ModificationState::Modifying;
         self.growing_to.is_some() || self.modification.as_ref().is_some_and(modifying)
+    }
+
+    /// A running guest has been asked to let go of it.
+    pub fn detaches(&self) -> bool {
+        (self.attachment.as_ref()).is_some_and(|a| a.state == AttachmentState::Detaching)
+    }
+
+    /// The same with its attachment in another state; a deadline is only for one that detaches.
+    pub fn with_attachment_state(&self, state: AttachmentState, deadline: Option<Millis>) -> Self {
+        Self {
+            attachment: self.attachment.clone().map(|attachment| Attachment {
+                state,
+                detach_deadline: deadline,
+                ..attachment
+            }),
+            ..self.clone()
+        }
     }
 
     /// Free again, attached to nothing.

@@ -22,6 +22,7 @@ mod store;
 mod upload;
 mod volume;
 mod volume_classes;
+mod volume_wait;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode};

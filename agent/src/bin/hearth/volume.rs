@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DescribeVolumesRequest,
-    DescribeVolumesResponse, DetachVolumeRequest, DiskFormat, ExportVolumeRequest, Filter,
-    GrowVolumeRequest, ImportVolumeHeader, ImportVolumeRequest, Tag, Volume,
-    import_volume_request::Message,
+    AttachVolumeRequest, AttachVolumeResponse, AttachmentState, CreateVolumeRequest,
+    DeleteVolumeRequest, DescribeVolumesRequest, DescribeVolumesResponse, DetachVolumeRequest,
+    DetachVolumeResponse, DiskFormat, ExportVolumeRequest, Filter, GrowVolumeRequest,
+    ImportVolumeHeader, ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
 };
 use tonic::Status;
 
@@ -21,6 +21,7 @@ use crate::{
     output::{self, Output},
     upload::{self, Upload},
     volume_classes::{self, ClassArgs, ModifyArgs},
+    volume_wait,
 };
 
 /// Block volumes.
@@ -46,10 +47,10 @@ pub enum VolumeCommand {
     Delete(IdsArgs),
     /// Write a volume that no running instance uses into a file of its own.
     Export(ExportArgs),
-    /// Attach a volume to a stopped instance.
+    /// Attach a volume to a running or stopped instance.
     Attach(AttachArgs),
-    /// Detach a volume from a stopped instance.
-    Detach(IdArgs),
+    /// Detach a volume from a running or stopped instance; unmount it in the guest first.
+    Detach(DetachArgs),
 }
 
 #[derive(Args)]
@@ -110,10 +111,21 @@ pub struct IdsArgs {
 }
 
 #[derive(Args)]
-pub struct IdArgs {
+pub struct DetachArgs {
     /// The volume's id.
     #[arg(value_name = "VOLUME")]
     id: String,
+    /// Take it away at once, whatever a running guest does: its requests fail from then on, and
+    /// what it has not flushed may be lost.
+    #[arg(long)]
+    force: bool,
+    /// How long a running guest may take to let go of it, in seconds; then it stays attached.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+    /// Return when the volume is available.
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Args)]
@@ -142,6 +154,9 @@ pub struct AttachArgs {
     /// Delete the volume with the instance.
     #[arg(long)]
     delete_on_termination: bool,
+    /// Return when a running instance has it.
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Args)]
@@ -190,6 +205,7 @@ pub fn failed(status: Status) -> Failure {
             ("image_id", "--image"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
+            ("timeout_seconds", "--timeout"),
             ("sha256", "--sha256"),
             ("header.sha256", "--sha256"),
             ("format", "--format"),
@@ -339,27 +355,43 @@ async fn attach(client: &mut Client, output: Output, args: AttachArgs) -> Result
         .await
         .map_err(failed)?
         .into_inner();
+    let answer = match answer.volume {
+        Some(volume) if args.wait => AttachVolumeResponse {
+            volume: Some(volume_wait::attached(client, volume).await?),
+        },
+        volume => AttachVolumeResponse { volume },
+    };
     match output {
         Output::Json => output::json("AttachVolumeResponse", &answer),
         Output::Table => print_volumes(answer.volume.as_slice()),
     }
 }
 
-async fn detach(client: &mut Client, output: Output, args: IdArgs) -> Result<(), Failure> {
-    let request = DetachVolumeRequest { volume_id: args.id };
+async fn detach(client: &mut Client, output: Output, args: DetachArgs) -> Result<(), Failure> {
+    let request = DetachVolumeRequest {
+        volume_id: args.id,
+        force: args.force,
+        timeout_seconds: args.timeout,
+    };
     let answer = client
         .volumes
         .detach_volume(request)
         .await
         .map_err(failed)?
         .into_inner();
+    let answer = match answer.volume {
+        Some(volume) if args.wait => DetachVolumeResponse {
+            volume: Some(volume_wait::detached(client, volume).await?),
+        },
+        volume => DetachVolumeResponse { volume },
+    };
     match output {
         Output::Json => output::json("DetachVolumeResponse", &answer),
         Output::Table => print_volumes(answer.volume.as_slice()),
     }
 }
 
-async fn describe(
+pub async fn describe(
     client: &mut Client,
     volume_ids: Vec<String>,
     filters: Vec<Filter>,
@@ -401,7 +433,16 @@ fn state_word(volume: &Volume) -> String {
 
 fn attached_to(volume: &Volume) -> String {
     match &volume.attachment {
-        Some(attachment) => format!("{} {}", attachment.instance_id, attachment.device_name),
+        Some(attachment) => {
+            let place = format!("{} {}", attachment.instance_id, attachment.device_name);
+            match attachment.state() {
+                AttachmentState::Attached => place,
+                state => format!(
+                    "{place} ({})",
+                    human::enum_word(state.as_str_name(), "ATTACHMENT_STATE_")
+                ),
+            }
+        }
         None => "-".to_owned(),
     }
 }

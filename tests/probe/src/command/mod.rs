@@ -62,6 +62,34 @@ impl Probe {
             .collect()
     }
 
+    /// Looks at the windows again: lets go of disks that are to go, and finds new ones. Disks keep
+    /// their order, by window. Returns how many have gone and come.
+    fn rescan(&mut self) -> (usize, usize) {
+        let before = self.of_kind(kind::BLOCK);
+        let mut opened = core::mem::take(&mut self.disks);
+        opened.resize_with(before.len(), || None);
+        let mut kept = Vec::new();
+        let mut gone = 0;
+        for (found, disk) in before.iter().zip(opened) {
+            if found.is_wanted() {
+                kept.push((found.base, disk));
+            } else {
+                // Dropped, and so reset.
+                gone += 1;
+            }
+        }
+        let mut found = virtio::find();
+        found.retain(Found::is_wanted);
+        self.found = Some(found);
+        let after = self.of_kind(kind::BLOCK);
+        let new = after.len().saturating_sub(kept.len());
+        for found in after {
+            let at = kept.iter().position(|(base, _)| *base == found.base);
+            self.disks.push(at.and_then(|at| kept.swap_remove(at).1));
+        }
+        (gone, new)
+    }
+
     fn nth(&mut self, kind: u32, index: usize) -> Result<Found, Failure> {
         self.of_kind(kind)
             .get(index)
