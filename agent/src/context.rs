@@ -9,9 +9,6 @@ use crate::{
     shutdown::Shutdown, volumes::classes::Classes,
 };
 
-/// The account that owns everything that comes over the local socket.
-pub const LOCAL_OWNER: &str = "local";
-
 /// One per daemon.
 pub struct Context {
     pub settings: Settings,

@@ -57,6 +57,10 @@ reasons! {
     ImageNameDuplicate = "InvalidAMIName.Duplicate", AlreadyExists;
     /// Not allowed in an image's name.
     ImageNameMalformed = "InvalidAMIName.Malformed", InvalidArgument;
+    /// No such snapshot.
+    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
+    /// Not the shape of a snapshot id.
+    SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
     /// The tap is another instance's.
@@ -65,6 +69,8 @@ reasons! {
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's state does not allow it.
     IncorrectState = "IncorrectState", FailedPrecondition;
+    /// The object is somebody else's, and shared for use only.
+    UnauthorizedOperation = "UnauthorizedOperation", PermissionDenied;
     /// A field's value is not allowed.
     InvalidParameterValue = "InvalidParameterValue", InvalidArgument;
     /// A field that must be given is not.

@@ -5,6 +5,7 @@
 //! - [`server`]: the socket, the services, the shutdown.
 //! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
 //! - `instances`, `volumes`, `images`, `console`: what the calls mean.
+//! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
@@ -15,6 +16,7 @@
 pub mod config;
 pub mod server;
 
+mod accounts;
 mod api;
 mod blocking;
 mod busy;
@@ -35,4 +37,5 @@ mod tags;
 mod time;
 mod tokens;
 mod transfer;
+mod upkeep;
 mod volumes;

@@ -19,7 +19,8 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, store_service_server::StoreServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -28,7 +29,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    api::{events::Events, images::ImageApi, instances::InstanceApi, volumes::VolumeApi},
+    api::{
+        events::Events, images::ImageApi, instances::InstanceApi, store::StoreApi,
+        volumes::VolumeApi,
+    },
     busy::Busy,
     config::Settings,
     context::Context,
@@ -38,6 +42,7 @@ use crate::{
     instance_types::Catalogue,
     instances::Instances,
     reconcile, shutdown,
+    upkeep::checksums,
     volumes::classes::Classes,
 };
 
@@ -139,6 +144,7 @@ pub async fn serve(
         instances.clone(),
         shutdown.clone(),
     ));
+    let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -161,6 +167,7 @@ pub async fn serve(
     let _ = fs::remove_file(&context.settings.socket);
     // A round of reconciliation that has begun is carried through.
     let _ = tokio::time::timeout(DRAIN, sweeper).await;
+    let _ = tokio::time::timeout(DRAIN, summer).await;
     Ok(result?)
 }
 
@@ -211,6 +218,9 @@ async fn router(
         context: context.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let store_api = StoreServiceServer::new(StoreApi {
+        context: context.clone(),
+    });
     let event_api = EventServiceServer::new(Events {
         context: context.clone(),
     });
@@ -221,6 +231,7 @@ async fn router(
         .await;
     health.set_serving::<VolumeServiceServer<VolumeApi>>().await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
     let reflection = || {
@@ -232,6 +243,7 @@ async fn router(
         .add_service(instance_api)
         .add_service(volume_api)
         .add_service(image_api)
+        .add_service(store_api)
         .add_service(event_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)

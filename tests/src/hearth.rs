@@ -13,7 +13,7 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    volume_service_client::VolumeServiceClient,
+    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
@@ -110,6 +110,11 @@ impl Hearth {
     /// A client of the image service.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the store service.
+    pub fn store(&self) -> StoreServiceClient<Channel> {
+        StoreServiceClient::new(self.channel.clone())
     }
 
     /// A client of the event service.

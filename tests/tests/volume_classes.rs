@@ -156,9 +156,12 @@ async fn figures_out_of_range_are_refused_with_the_range() -> Result<()> {
         "{original:?}"
     );
 
-    let mut client = hearth.volumes();
-    let classes = client.describe_volume_classes(DescribeVolumeClassesRequest {});
-    let classes = classes.await?.into_inner().volume_classes;
+    let classes = hearth
+        .volumes()
+        .describe_volume_classes(DescribeVolumeClassesRequest {})
+        .await?
+        .into_inner()
+        .volume_classes;
     let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
     ensure!(names == ["gp3", "gp2", "io1", "io2", "st1", "sc1", "standard"]);
     hearth.finish().await

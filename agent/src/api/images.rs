@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
-    context::{Context, LOCAL_OWNER},
+    accounts::{Account, Named},
+    context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     images::{
@@ -24,9 +25,9 @@ pub struct ImageApi {
     pub context: Arc<Context>,
 }
 
-fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
+fn import_request(owner: String, header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
     let token = ClientToken::of(
-        LOCAL_OWNER,
+        &owner,
         import::IMPORT,
         &header.client_token,
         "header.client_token",
@@ -38,6 +39,7 @@ fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
     };
     let boot_protocol = convert::boot_protocol(header.boot_protocol, "header.boot_protocol")?;
     Ok(ImportRequest {
+        owner,
         name: header.name,
         description: header.description,
         architecture: header.architecture,
@@ -67,6 +69,7 @@ impl ImageService for ImageApi {
         &self,
         request: Request<Streaming<v1::ImportImageRequest>>,
     ) -> Result<Response<v1::ImportImageResponse>, Status> {
+        let owner = Account::of(&request)?.owner()?;
         let mut stream = request.into_inner();
         let header = match stream.message().await?.and_then(|message| message.message) {
             Some(v1::import_image_request::Message::Header(header)) => header,
@@ -79,7 +82,7 @@ impl ImageService for ImageApi {
                 .into());
             }
         };
-        let request = import_request(header)?;
+        let request = import_request(owner, header)?;
         request.check()?;
         let (feed, body) = transfer::channel(request.declared_bytes());
         let import = import::import(self.context.clone(), request, body);
@@ -93,12 +96,13 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::DescribeImagesRequest>,
     ) -> Result<Response<v1::DescribeImagesResponse>, Status> {
+        let account = Account::of(&request)?;
         let v1::DescribeImagesRequest {
             image_ids,
             filters,
             page,
         } = request.into_inner();
-        let query = super::query::<Image>(Kind::Image, &image_ids, "image_ids", filters, page)?;
+        let query = super::query::<Image>(account, &image_ids, "image_ids", filters, page)?;
         let page = images::describe(&self.context, query).await?;
         Ok(Response::new(v1::DescribeImagesResponse {
             images: page.objects.into_iter().map(convert::image).collect(),
@@ -110,7 +114,11 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::DeregisterImageRequest>,
     ) -> Result<Response<v1::DeregisterImageResponse>, Status> {
-        images::deregister(self.context.clone(), request.into_inner().image_id).await?;
+        let account = Account::of(&request)?;
+        let image_id = request.into_inner().image_id;
+        let named = Named::own(Kind::Image, &image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
+        images::deregister(self.context.clone(), image_id).await?;
         Ok(Response::new(v1::DeregisterImageResponse {}))
     }
 }

@@ -45,6 +45,7 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
     image.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &image.owner,
         &image.id,
         "",
         image.state.word(),
@@ -68,6 +69,7 @@ pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
     if before.state != after.state {
         tx.event(NewEvent::state(
             STATE_EVENT,
+            &after.owner,
             &after.id,
             before.state.word(),
             after.state.word(),
@@ -81,6 +83,7 @@ pub fn remove(tx: &mut Tx<'_>, image: &Image) -> DbResult<()> {
     tx.execute("DELETE FROM images WHERE id = ?1", [&image.id])?;
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &image.owner,
         &image.id,
         image.state.word(),
         "deleted",

@@ -96,7 +96,15 @@ const STEPS: &[&str] = &[
         created      INTEGER NOT NULL,
         PRIMARY KEY (owner, operation, token)
     ) STRICT, WITHOUT ROWID;",
-    // Classes of volumes, burst credits, modifications.
+    // 2: accounts. Whatever was there is the local one's.
+    "ALTER TABLE events ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+    CREATE TABLE permissions (
+        resource_id TEXT NOT NULL,
+        account     TEXT NOT NULL,
+        PRIMARY KEY (resource_id, account)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX permissions_by_account ON permissions (account);",
+    // 3: classes of volumes, burst credits, modifications.
     "ALTER TABLE volumes ADD COLUMN class TEXT NOT NULL DEFAULT 'gp3';
     ALTER TABLE volumes ADD COLUMN iops INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE volumes ADD COLUMN throughput_mib INTEGER NOT NULL DEFAULT 0;

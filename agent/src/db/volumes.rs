@@ -51,6 +51,7 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     volume.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &volume.owner,
         &volume.id,
         "",
         volume.state.word(),
@@ -89,7 +90,9 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
             (None, Some(was)) => format!("detached from {}", was.instance_id),
             (None, None) => String::new(),
         };
-        tx.event(NewEvent::state(STATE_EVENT, &after.id, from, to).because("", &told));
+        tx.event(
+            NewEvent::state(STATE_EVENT, &after.owner, &after.id, from, to).because("", &told),
+        );
     }
     Ok(())
 }
@@ -99,6 +102,7 @@ pub fn remove(tx: &mut Tx<'_>, volume: &Volume) -> DbResult<()> {
     tx.execute("DELETE FROM volumes WHERE id = ?1", [&volume.id])?;
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &volume.owner,
         &volume.id,
         volume.state.word(),
         "deleted",

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
     ids::{Kind, shortened},
@@ -38,6 +38,8 @@ const MAX_DESCRIPTION: usize = 255;
 /// What a caller says about an image.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub name: String,
     pub description: String,
     pub architecture: String,
@@ -164,7 +166,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         let id = ids.first().map(String::as_str).unwrap_or_default();
         return Ok((get(tx, id, "header.client_token")?, false));
     }
-    if let Some(other) = db::images::by_name(tx, LOCAL_OWNER, &request.name)? {
+    if let Some(other) = db::images::by_name(tx, &request.owner, &request.name)? {
         return Err(ApiError::field(
             Reason::ImageNameDuplicate,
             "header.name",
@@ -174,7 +176,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
     let mut image = Image {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         name: request.name.clone(),
         description: request.description.clone(),
         state: ImageState::Pending,
@@ -338,6 +340,7 @@ mod tests {
 
     fn request() -> ImportRequest {
         ImportRequest {
+            owner: "local".to_owned(),
             name: "debian 12 (x86)".to_owned(),
             description: String::new(),
             architecture: String::new(),

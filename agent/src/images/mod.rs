@@ -33,13 +33,7 @@ use crate::{
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Image>> {
     context
         .db
-        .read(move |connection| {
-            query.page(
-                connection,
-                |connection, index, id| get(connection, id, &format!("image_ids[{index}]")),
-                db::images::after,
-            )
-        })
+        .read(move |connection| query.page(connection, "image_ids", get, db::images::after))
         .await
 }
 
@@ -158,11 +152,20 @@ fn snapshot_id(image_id: &str) -> ApiResult<SnapshotId> {
 }
 
 impl Described for Image {
+    const KIND: Kind = Kind::Image;
     const FILTERS: &'static [&'static str] =
         &["image-id", "name", "state", "architecture", "owner-id"];
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {

@@ -4,7 +4,6 @@
 //! refused request leaves nothing, and a dry run is the same transaction undone.
 
 use crate::{
-    context::LOCAL_OWNER,
     db::{self, Tx},
     error::{ApiError, ApiResult, Reason},
     host::Memory,
@@ -40,6 +39,8 @@ pub const MAX_KERNEL_ARGS: usize = 1536;
 /// What a caller asks for.
 #[derive(Clone, Debug)]
 pub struct LaunchRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub image_id: String,
     pub instance_type: String,
     pub min_count: u32,
@@ -223,7 +224,7 @@ impl LaunchRequest {
             seq: 0,
             interfaces: interfaces::for_instance(&self.interfaces, &id),
             id,
-            owner: LOCAL_OWNER.to_owned(),
+            owner: self.owner.clone(),
             image_id: image.id.clone(),
             instance_type: shape.instance_type.clone(),
             state: InstanceState::Pending,
@@ -278,7 +279,7 @@ impl LaunchRequest {
         let mut volume = Volume {
             seq: 0,
             id: Kind::Volume.new_id()?,
-            owner: LOCAL_OWNER.to_owned(),
+            owner: self.owner.clone(),
             state: VolumeState::Creating,
             size_bytes,
             image_id,
@@ -367,7 +368,7 @@ mod tests {
         let mut image = Image {
             seq: 0,
             id: IMAGE.to_owned(),
-            owner: LOCAL_OWNER.to_owned(),
+            owner: "local".to_owned(),
             name: "base".to_owned(),
             description: String::new(),
             state: ImageState::Available,
@@ -390,6 +391,7 @@ mod tests {
 
     fn request() -> LaunchRequest {
         LaunchRequest {
+            owner: "local".to_owned(),
             image_id: IMAGE.to_owned(),
             instance_type: "m.medium".to_owned(),
             min_count: 0,
@@ -478,7 +480,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let db = database(&dir).await;
         let wire = hearth_proto::v1::RunInstancesRequest::default();
-        let token = ClientToken::of(LOCAL_OWNER, "RunInstances", "t", "client_token", &wire);
+        let token = ClientToken::of("local", "RunInstances", "t", "client_token", &wire);
         let request = LaunchRequest {
             token: token.expect("valid"),
             ..request()

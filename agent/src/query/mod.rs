@@ -3,10 +3,18 @@
 pub mod filter;
 pub mod page;
 
+use crate::ids::Kind;
+
 /// An object that Describe calls can look for.
 pub trait Described {
+    /// What it is.
+    const KIND: Kind;
     /// Position in the order of creation.
     fn seq(&self) -> i64;
+    /// Its id.
+    fn id(&self) -> &str;
+    /// The account that it belongs to.
+    fn owner(&self) -> &str;
     /// Names of filters, beside `tag:KEY` and `tag-key`.
     const FILTERS: &'static [&'static str];
     /// The values of a filter of [`Self::FILTERS`]; an object matches when one of them does.

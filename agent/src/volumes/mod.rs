@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
@@ -45,6 +45,8 @@ pub const CREATE: &str = "CreateVolume";
 /// What a caller wants made.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub size_gib: u64,
     pub image_id: String,
     pub class: ClassChoice,
@@ -120,7 +122,7 @@ fn insert_creating(
     let mut volume = Volume {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
@@ -265,13 +267,7 @@ async fn remove_from_store(context: &Context, id: &str) -> ApiResult<()> {
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeView>> {
     let page = context
         .db
-        .read(move |connection| {
-            query.page(
-                connection,
-                |connection, index, id| get(connection, id, &format!("volume_ids[{index}]")),
-                db::volumes::after,
-            )
-        })
+        .read(move |connection| query.page(connection, "volume_ids", get, db::volumes::after))
         .await?;
     let balances = credits::balances(context, &page.objects).await;
     let (store, classes) = (context.store.clone(), context.classes.clone());
@@ -305,11 +301,12 @@ fn with_allocated(
     burst_balance_percent: Option<f64>,
 ) -> VolumeView {
     // Not there yet, or not any more: nothing allocated.
-    let info = VolumeId::new(volume.id.as_str()).and_then(|id| store.volume(&id));
+    let allocated =
+        VolumeId::new(volume.id.as_str()).and_then(|id| store.volume_allocated_bytes(&id));
     VolumeView {
         figures: classes.figures(&volume.class, volume.size_bytes),
         volume,
-        allocated_bytes: info.map_or(0, |info| info.allocated_bytes),
+        allocated_bytes: allocated.unwrap_or(0),
         burst_balance_percent,
     }
 }
@@ -380,6 +377,7 @@ fn volume_id(id: &str) -> ApiResult<VolumeId> {
 }
 
 impl Described for Volume {
+    const KIND: Kind = Kind::Volume;
     const FILTERS: &'static [&'static str] = &[
         "volume-id",
         "status",
@@ -393,6 +391,14 @@ impl Described for Volume {
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {

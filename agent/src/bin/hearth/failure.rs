@@ -124,6 +124,9 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
         "InvalidAMIID.NotFound" | "InvalidAMIID.Malformed" | "InvalidAMIID.Unavailable" => {
             "see what there is with `hearth image list`"
         }
+        "InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed" => {
+            "see what there is with `hearth store usage`"
+        }
         "InvalidAMIName.Duplicate" => {
             "choose another --name, or take the old image away with `hearth image deregister`"
         }

@@ -7,6 +7,7 @@
 mod client;
 mod completion;
 mod console;
+mod download;
 mod events;
 mod failure;
 mod filters;
@@ -16,6 +17,8 @@ mod image_files;
 mod instance;
 mod output;
 mod run;
+mod snapshot;
+mod store;
 mod upload;
 mod volume;
 mod volume_classes;
@@ -47,6 +50,16 @@ struct Cli {
     )]
     socket: PathBuf,
 
+    /// The account to act as; `*` looks at all of them.
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_ACCOUNT",
+        value_name = "NAME",
+        default_value = "local"
+    )]
+    account: String,
+
     /// Tables for people, or one JSON document for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     output: Output,
@@ -68,6 +81,12 @@ enum Command {
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Snapshots of volumes.
+    #[command(subcommand, visible_alias = "snapshots")]
+    Snapshot(snapshot::SnapshotCommand),
+    /// The volume store as a whole.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// What happened, and what happens.
     Events(events::EventsArgs),
     /// Connect to an instance's serial console (short for `instance console`).
@@ -92,7 +111,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let output = cli.output;
-    let connect = || Client::connect(&cli.socket);
+    let connect = || Client::connect(&cli.socket, &cli.account);
     match cli.command {
         Command::Run(args) => run::run(&mut connect().await?, output, args).await,
         Command::Instance(command) => {
@@ -100,6 +119,10 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Volume(command) => volume::dispatch(&mut connect().await?, output, command).await,
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Snapshot(command) => {
+            snapshot::dispatch(&mut connect().await?, output, command).await
+        }
+        Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,
         Command::Completion(args) => completion::completion(args),

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DescribeVolumesRequest,
-    DescribeVolumesResponse, DetachVolumeRequest, DiskFormat, Filter, GrowVolumeRequest,
-    ImportVolumeHeader, ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
+    DescribeVolumesResponse, DetachVolumeRequest, DiskFormat, ExportVolumeRequest, Filter,
+    GrowVolumeRequest, ImportVolumeHeader, ImportVolumeRequest, Tag, Volume,
+    import_volume_request::Message,
 };
 use tonic::Status;
 
 use crate::{
     client::Client,
+    download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
     filters::{name_of, parse_filter, parse_tag},
     human::{self, parse_gib},
@@ -42,6 +44,8 @@ pub enum VolumeCommand {
     /// Delete volumes that nothing uses.
     #[command(visible_alias = "rm")]
     Delete(IdsArgs),
+    /// Write a volume that no running instance uses into a file of its own.
+    Export(ExportArgs),
     /// Attach a volume to a stopped instance.
     Attach(AttachArgs),
     /// Detach a volume from a stopped instance.
@@ -140,6 +144,15 @@ pub struct AttachArgs {
     delete_on_termination: bool,
 }
 
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The volume's id.
+    #[arg(value_name = "VOLUME")]
+    id: String,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
 pub async fn dispatch(
     client: &mut Client,
     output: Output,
@@ -154,6 +167,7 @@ pub async fn dispatch(
         VolumeCommand::Modify(args) => volume_classes::modify(client, output, args).await,
         VolumeCommand::Classes => volume_classes::classes(client, output).await,
         VolumeCommand::Delete(args) => delete(client, args).await,
+        VolumeCommand::Export(args) => export(client, output, args).await,
         VolumeCommand::Attach(args) => attach(client, output, args).await,
         VolumeCommand::Detach(args) => detach(client, output, args).await,
     }
@@ -299,6 +313,16 @@ async fn delete(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
             .map_err(failed)?;
     }
     Ok(())
+}
+
+async fn export(client: &mut Client, output: Output, args: ExportArgs) -> Result<(), Failure> {
+    let target = args.target.open()?;
+    let request = ExportVolumeRequest {
+        volume_id: args.id,
+        format: target.format().into(),
+    };
+    let answers = client.store.export_volume(request).await.map_err(failed)?;
+    target.receive(answers.into_inner()).await?.print(output)
 }
 
 async fn attach(client: &mut Client, output: Output, args: AttachArgs) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ mod arguments;
 mod disks;
 mod identify;
 mod machine;
+mod misuse;
 mod networks;
 
 use alloc::vec::Vec;
@@ -27,10 +28,11 @@ struct Command {
     run: Run,
 }
 
-const TABLES: [&[Command]; 4] = [
+const TABLES: [&[Command]; 5] = [
     identify::COMMANDS,
     machine::COMMANDS,
     disks::COMMANDS,
+    misuse::COMMANDS,
     networks::COMMANDS,
 ];
 
@@ -88,6 +90,15 @@ impl Probe {
     fn close_disk(&mut self, index: usize) -> Result<Found, Failure> {
         let found = self.nth(kind::BLOCK, index)?;
         if let Some(place) = self.disks.get_mut(index) {
+            *place = None;
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::close_disk`], with all that the card has had.
+    fn close_nic(&mut self, index: usize) -> Result<Found, Failure> {
+        let found = self.nth(kind::NETWORK, index)?;
+        if let Some(place) = self.nics.get_mut(index) {
             *place = None;
         }
         Ok(found)

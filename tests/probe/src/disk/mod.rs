@@ -2,7 +2,6 @@
 //! queues, discard and write-zeroes. It polls.
 
 pub mod load;
-pub mod misuse;
 pub mod transfer;
 
 use alloc::format;
@@ -51,7 +50,8 @@ const DESCRIPTORS: u16 = 3;
 pub const SLOTS_MAX: u16 = 64;
 /// Bytes of a slot: header, status, padding.
 const SLOT_BYTES: u64 = 32;
-const HEADER_BYTES: u32 = 16;
+/// Of `struct virtio_blk_req`, before the data.
+pub const HEADER_BYTES: u32 = 16;
 /// What the status byte is before the device writes it.
 const NO_STATUS: u8 = 0xff;
 /// How long a request may take, in nanoseconds.

@@ -20,6 +20,8 @@ use hearth_vmm::{
 };
 use serde_json::Value;
 
+use crate::peers::QEMU_CPU;
+
 /// The memory of each probe.
 pub const MEMORY_MIB: u64 = 32;
 
@@ -115,7 +117,7 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,ioapic2=off"])
-            .args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m"])
+            .args(["-accel", "kvm", "-cpu", QEMU_CPU, "-smp", "1", "-m"])
             .arg(format!("{MEMORY_MIB}M"))
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-serial", "stdio", "-kernel"])

@@ -13,11 +13,15 @@ use hearth_tests::{Hearth, Probe};
 use serde_json::Value;
 
 use crate::{
+    Bench,
     machine::{Machine, Throttling},
     table::{Row, Section},
 };
 
 const MIB: u64 = 1 << 20;
+
+/// Of each load.
+const SECONDS: f64 = 10.0;
 
 /// A volume, and what it may do in a second while it has burst credits, which new ones have.
 struct Kind {
@@ -115,12 +119,11 @@ impl Load {
 }
 
 /// One section for each kind of volume.
-pub async fn measure(
-    hearth: &Hearth,
-    kernel: &Path,
-    folder: &Path,
-    seconds: f64,
-) -> Result<Vec<Section>> {
+pub async fn measure(bench: &Bench) -> Result<Vec<Section>> {
+    let hearth = bench.hearth().await?;
+    let kernel = &bench.probe_kernel()?;
+    let folder = bench.folder();
+    let seconds = SECONDS;
     let mut sections = Vec::new();
     for kind in KINDS {
         let mut ours = probe_with(hearth, kind).await?;
