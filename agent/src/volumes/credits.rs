@@ -4,7 +4,10 @@
 //! what it reports at its end ([`keep_reported`]). What comes in meanwhile is reckoned from the
 //! time that has passed, whether the volume is in use or not.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use hearth_vmm::{
     control::{DiskCredits, Reply, Request},
@@ -26,6 +29,10 @@ use crate::{
 /// How long a VMM may take to tell; a describe waits for it.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// How long all VMMs together may take for one page of a describe. After that the rows have to
+/// do, which are at most half a minute old.
+const PAGE: Duration = Duration::from_secs(2);
+
 /// Credits now: what the row says, and what has come in since then.
 pub fn now(classes: &Classes, volume: &Volume) -> Option<u64> {
     let limit = classes.burst(&volume.class, volume.size_bytes)?;
@@ -43,10 +50,24 @@ fn at(limit: Limit, credits: Option<Credits>, now: Millis) -> u64 {
     u64::try_from(sum).unwrap_or(u64::MAX).min(most)
 }
 
-/// Credits now in percent of the most, for a volume that has a burst.
-pub async fn balance_percent(context: &Context, volume: &Volume) -> Option<f64> {
+/// [`balance_percent`] of each.
+pub async fn balances(context: &Context, volumes: &[Volume]) -> Vec<Option<f64>> {
+    let start = Instant::now();
+    let mut balances = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        balances.push(balance_percent(context, volume, start.elapsed() < PAGE).await);
+    }
+    balances
+}
+
+/// Credits now in percent of the most, for a volume that has a burst; by its VMM, if there is one
+/// and it is to be asked.
+async fn balance_percent(context: &Context, volume: &Volume, live: bool) -> Option<f64> {
     let limit = context.classes.burst(&volume.class, volume.size_bytes)?;
-    let live = ask(context, volume).await;
+    let live = match live {
+        true => ask(context, volume).await,
+        false => None,
+    };
     let credits = at(limit, live.or(volume.credits), Millis::now());
     let most = limit.burst.map_or(1, |burst| burst.most_credits);
     Some(credits as f64 * 100.0 / most as f64)
@@ -79,16 +100,22 @@ fn from_vmm(credits: &DiskCredits) -> Option<Credits> {
 pub async fn sample(context: &Context) -> ApiResult<()> {
     let in_use = |c: &rusqlite::Connection| db::volumes::in_state(c, VolumeState::InUse);
     for volume in context.db.read(in_use).await? {
-        let bursts = context.classes.burst(&volume.class, volume.size_bytes);
-        if bursts.is_some()
-            && let Some(credits) = ask(context, &volume).await
-        {
-            let class = volume.class;
-            context
-                .db
-                .write(move |tx| db::volumes::set_credits(tx, &volume.id, &class, credits))
-                .await?;
-        }
+        keep(context, volume).await?;
+    }
+    Ok(())
+}
+
+/// Keeps what the volume's VMM says, if there is one and the volume has a burst.
+pub async fn keep(context: &Context, volume: Volume) -> ApiResult<()> {
+    let bursts = context.classes.burst(&volume.class, volume.size_bytes);
+    if bursts.is_some()
+        && let Some(credits) = ask(context, &volume).await
+    {
+        let Volume { id, class, .. } = volume;
+        context
+            .db
+            .write(move |tx| db::volumes::set_credits(tx, &id, &class, credits))
+            .await?;
     }
     Ok(())
 }

@@ -269,10 +269,7 @@ pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeV
         .db
         .read(move |connection| query.page(connection, "volume_ids", get, db::volumes::after))
         .await?;
-    let mut balances = Vec::with_capacity(page.objects.len());
-    for volume in &page.objects {
-        balances.push(credits::balance_percent(context, volume).await);
-    }
+    let balances = credits::balances(context, &page.objects).await;
     let (store, classes) = (context.store.clone(), context.classes.clone());
     blocking("looking at volumes", move || Page {
         objects: page
@@ -288,7 +285,8 @@ pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeV
 
 /// A volume with what it takes on the disk.
 pub async fn view(context: &Context, volume: Volume) -> ApiResult<VolumeView> {
-    let balance = credits::balance_percent(context, &volume).await;
+    let balances = credits::balances(context, std::slice::from_ref(&volume)).await;
+    let balance = balances.into_iter().next().flatten();
     let (store, classes) = (context.store.clone(), context.classes.clone());
     blocking("looking at a volume", move || {
         with_allocated(&store, &classes, volume, balance)

@@ -193,7 +193,12 @@ pub async fn finish(context: &Context, volume: Volume) -> ApiResult<Volume> {
             }
             Err(ControlError::Refused(message)) => {
                 commit(context, id, Err(message.clone())).await?;
-                Err(ApiError::internal("modifying a volume in use", message))
+                Err(ApiError::field(
+                    Reason::IncorrectState,
+                    "volume_id",
+                    format!("its VMM refused: {message}"),
+                )
+                .with("resource_id", &volume.id))
             }
             Err(error) => {
                 tracing::warn!(volume = volume.id, %error, "modified as soon as its VMM answers");
