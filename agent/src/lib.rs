@@ -6,6 +6,7 @@
 //! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
 //! - `instances`, `volumes`, `images`, `console`: what the calls mean.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
+//! - `merging`: keeps the chains of layers below volumes short.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - `query`: filters and pages of Describe calls.
@@ -28,6 +29,7 @@ mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod merging;
 mod query;
 mod reconcile;
 mod shutdown;

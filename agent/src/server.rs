@@ -37,7 +37,7 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    reconcile, shutdown,
+    merging, reconcile, shutdown,
 };
 
 /// How long calls may take to come to their end when the daemon ends.
@@ -139,6 +139,8 @@ pub async fn serve(
         shutdown.clone(),
     ));
 
+    let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
+
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
     let mut ending = shutdown.clone();
@@ -160,6 +162,8 @@ pub async fn serve(
     let _ = fs::remove_file(&context.settings.socket);
     // A round of reconciliation that has begun is carried through.
     let _ = tokio::time::timeout(DRAIN, sweeper).await;
+    // A merge stops after the piece that it copies.
+    let _ = tokio::time::timeout(DRAIN, merger).await;
     Ok(result?)
 }
 
@@ -182,6 +186,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         types,
         busy: Busy::default(),
         kernels: tokio::sync::Mutex::new(()),
+        merge_wanted: tokio::sync::Notify::new(),
         shutdown,
         settings,
     }))

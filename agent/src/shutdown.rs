@@ -24,6 +24,11 @@ impl Trigger {
 }
 
 impl Shutdown {
+    /// Whether the daemon ends.
+    pub fn is_ending(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Returns once the daemon ends.
     pub async fn wait(&mut self) {
         // An error means that the trigger is gone: the daemon has ended.
