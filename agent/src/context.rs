@@ -21,5 +21,7 @@ pub struct Context {
     pub busy: Busy,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
+    /// Asked for after each snapshot: a chain of layers may be too long now.
+    pub merge_wanted: tokio::sync::Notify,
     pub shutdown: Shutdown,
 }

@@ -41,7 +41,7 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    reconcile, shutdown,
+    merging, reconcile, shutdown,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -146,6 +146,8 @@ pub async fn serve(
     ));
     let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
+    let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
+
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
     let mut ending = shutdown.clone();
@@ -168,6 +170,8 @@ pub async fn serve(
     // A round of reconciliation that has begun is carried through.
     let _ = tokio::time::timeout(DRAIN, sweeper).await;
     let _ = tokio::time::timeout(DRAIN, summer).await;
+    // A merge stops after the piece that it copies.
+    let _ = tokio::time::timeout(DRAIN, merger).await;
     Ok(result?)
 }
 
@@ -196,6 +200,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         kernels: tokio::sync::Mutex::new(()),
+        merge_wanted: tokio::sync::Notify::new(),
         shutdown,
         settings,
     }))
