@@ -5,6 +5,7 @@ mod convert;
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod snapshots;
 pub mod volumes;
 
 use hearth_proto::v1;

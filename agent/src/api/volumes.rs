@@ -64,7 +64,8 @@ impl VolumeService for VolumeApi {
         let owner = account.owner()?;
         let request = request.into_inner();
         let image = Named::usable(Kind::Image, &request.image_id, "image_id");
-        account.check(&self.context, vec![image]).await?;
+        let snapshot = Named::usable(Kind::Snapshot, &request.snapshot_id, "snapshot_id");
+        account.check(&self.context, vec![image, snapshot]).await?;
         let token = ClientToken::of(
             &owner,
             volumes::CREATE,
@@ -76,6 +77,7 @@ impl VolumeService for VolumeApi {
             owner,
             size_gib: request.size_gib,
             image_id: request.image_id,
+            snapshot_id: request.snapshot_id,
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
             token,

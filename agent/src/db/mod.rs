@@ -10,6 +10,7 @@ pub mod images;
 pub mod instances;
 pub mod permissions;
 mod schema;
+pub mod snapshots;
 mod states;
 pub mod tokens;
 pub mod volumes;

@@ -14,6 +14,7 @@ pub struct DiskRequest {
     pub device_name: String,
     pub size_gib: u64,
     pub volume_id: String,
+    pub snapshot_id: String,
     pub delete_on_termination: Option<bool>,
     pub read_only: bool,
 }
@@ -36,6 +37,8 @@ pub enum DiskSource {
     Root { size_bytes: u64 },
     /// A new one.
     Empty { size_gib: u64 },
+    /// A new one with the content of a snapshot; a size of 0 keeps the snapshot's.
+    Snapshot { id: String, size_gib: u64 },
     /// One that is there.
     Existing(String),
 }
@@ -108,6 +111,13 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
             "the root comes from the image",
         ));
     }
+    if !request.snapshot_id.is_empty() {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            format!("{field}.snapshot_id"),
+            "the root comes from the image",
+        ));
+    }
     let size_bytes = if request.size_gib == 0 {
         image.root_size_bytes
     } else {
@@ -135,6 +145,16 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
 }
 
 fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSource> {
+    if request.volume_id.is_empty() && !request.snapshot_id.is_empty() {
+        Kind::Snapshot.check(&request.snapshot_id, &format!("{field}.snapshot_id"))?;
+        if request.size_gib != 0 {
+            check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
+        }
+        return Ok(DiskSource::Snapshot {
+            id: request.snapshot_id.clone(),
+            size_gib: request.size_gib,
+        });
+    }
     if request.volume_id.is_empty() {
         check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
         return Ok(DiskSource::Empty {
@@ -150,6 +170,9 @@ fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSourc
             message,
         )
     };
+    if !request.snapshot_id.is_empty() {
+        return Err(combination("give either a volume or a snapshot"));
+    }
     if request.size_gib != 0 {
         return Err(combination("give either a volume or the size of a new one"));
     }
