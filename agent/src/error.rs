@@ -61,6 +61,8 @@ reasons! {
     SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
     /// Not the shape of a snapshot id.
     SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
+    /// An image uses the snapshot.
+    SnapshotInUse = "InvalidSnapshot.InUse", FailedPrecondition;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
     /// The instance has no place for another disk.
@@ -69,7 +71,7 @@ reasons! {
     NetworkInterfaceInUse = "InvalidNetworkInterface.InUse", FailedPrecondition;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
-    /// The volume's state does not allow it.
+    /// The volume's or the snapshot's state does not allow it.
     IncorrectState = "IncorrectState", FailedPrecondition;
     /// The object is somebody else's, and shared for use only.
     UnauthorizedOperation = "UnauthorizedOperation", PermissionDenied;

@@ -4,7 +4,7 @@
 //!
 //! - [`server`]: the socket, the services, the shutdown.
 //! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
-//! - `instances`, `volumes`, `images`, `console`: what the calls mean.
+//! - `instances`, `volumes`, `snapshots`, `images`, `console`: what the calls mean.
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
@@ -34,7 +34,9 @@ mod instances;
 mod merging;
 mod query;
 mod reconcile;
+mod sharing;
 mod shutdown;
+mod snapshots;
 mod tags;
 mod time;
 mod tokens;

@@ -29,6 +29,7 @@ use crate::{
     images::{self, model::ImageState},
     instances::Instances,
     shutdown::Shutdown,
+    snapshots,
     time::Millis,
     volumes::{self, model::VolumeState},
 };
@@ -55,6 +56,7 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
         tracing::info!(image = image.id, "its import was cut off; taken back");
         images::import::undo(context, image).await?;
     }
+    snapshots::delete::undo_cut_off(context).await?;
     for volume in context
         .db
         .read(|c| db::volumes::in_state(c, VolumeState::Creating))
@@ -106,6 +108,7 @@ pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<(
     instances.revive().await?;
     finish_volumes(context).await?;
     volumes::credits::sample(context).await?;
+    snapshots::delete::reconcile(context, instances).await?;
     for image in context
         .db
         .read(|c| db::images::in_state(c, ImageState::Deregistered))
@@ -233,11 +236,14 @@ async fn remove_ownerless_snapshots(context: &Context) -> ApiResult<()> {
     let seen = blocking("listing snapshots", move || store.snapshots())
         .await?
         .map_err(|error| ApiError::from_store(&error, "", "listing snapshots"))?;
-    let owned = owned(context, db::images::ids).await?;
+    let images = owned(context, db::images::ids).await?;
+    let snapshots = owned(context, db::snapshots::ids).await?;
     for id in seen {
         let name = id.to_string();
-        if ownerless(context, Kind::Image, &name, &owned) {
-            tracing::info!(image = name, "belongs to nobody; removed from the store");
+        if ownerless(context, Kind::Image, &name, &images)
+            || ownerless(context, Kind::Snapshot, &name, &snapshots)
+        {
+            tracing::info!(snapshot = name, "belongs to nobody; removed from the store");
             remove_snapshot(context, id).await?;
         }
     }

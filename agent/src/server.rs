@@ -19,8 +19,8 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, store_service_server::StoreServiceServer,
-    volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
+    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -30,8 +30,8 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, store::StoreApi,
-        volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
+        store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -220,6 +220,11 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let snapshot_api = SnapshotServiceServer::new(SnapshotApi {
+        context: context.clone(),
+        instances: instances.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
     let image_api = ImageServiceServer::new(ImageApi {
         context: context.clone(),
     })
@@ -236,6 +241,9 @@ async fn router(
         .set_serving::<InstanceServiceServer<InstanceApi>>()
         .await;
     health.set_serving::<VolumeServiceServer<VolumeApi>>().await;
+    health
+        .set_serving::<SnapshotServiceServer<SnapshotApi>>()
+        .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
@@ -248,6 +256,7 @@ async fn router(
     Ok(Server::builder()
         .add_service(instance_api)
         .add_service(volume_api)
+        .add_service(snapshot_api)
         .add_service(image_api)
         .add_service(store_api)
         .add_service(event_api)

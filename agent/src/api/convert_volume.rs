@@ -51,6 +51,7 @@ pub fn volume(view: VolumeView) -> v1::Volume {
         tags: tags_out(volume.tags),
         client_token: volume.client_token,
         allocated_bytes,
+        snapshot_id: volume.snapshot_id.unwrap_or_default(),
         volume_class: volume.class.name,
         iops: figures.iops,
         throughput_mib: figures.throughput_mib,

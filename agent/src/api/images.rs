@@ -16,6 +16,7 @@ use crate::{
         import::{self, ImportRequest},
         model::Image,
     },
+    sharing,
     tokens::ClientToken,
     transfer,
 };
@@ -120,5 +121,32 @@ impl ImageService for ImageApi {
         account.check(&self.context, vec![named]).await?;
         images::deregister(self.context.clone(), image_id).await?;
         Ok(Response::new(v1::DeregisterImageResponse {}))
+    }
+
+    async fn modify_launch_permission(
+        &self,
+        request: Request<v1::ModifyLaunchPermissionRequest>,
+    ) -> Result<Response<v1::ModifyLaunchPermissionResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let change = convert::permission_change(request.launch_permission, "launch_permission");
+        let named = Named::own(Kind::Image, &request.image_id, "image_id");
+        let permissions = sharing::modify(&self.context, &account, named, change).await?;
+        Ok(Response::new(v1::ModifyLaunchPermissionResponse {
+            launch_permission: Some(convert::permissions(permissions)),
+        }))
+    }
+
+    async fn describe_launch_permission(
+        &self,
+        request: Request<v1::DescribeLaunchPermissionRequest>,
+    ) -> Result<Response<v1::DescribeLaunchPermissionResponse>, Status> {
+        let account = Account::of(&request)?;
+        let image_id = request.into_inner().image_id;
+        let named = Named::own(Kind::Image, &image_id, "image_id");
+        let permissions = sharing::describe(&self.context, &account, named).await?;
+        Ok(Response::new(v1::DescribeLaunchPermissionResponse {
+            launch_permission: Some(convert::permissions(permissions)),
+        }))
     }
 }

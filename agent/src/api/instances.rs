@@ -103,6 +103,7 @@ fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
         iops: mapping.iops,
         throughput_mib: mapping.throughput_mib,
         volume_id: mapping.volume_id,
+        snapshot_id: mapping.snapshot_id,
         delete_on_termination: mapping.delete_on_termination,
         read_only: mapping.read_only,
     }
@@ -120,6 +121,8 @@ impl InstanceService for InstanceApi {
         for (index, disk) in request.block_devices.iter().enumerate() {
             let field = format!("block_devices[{index}].volume_id");
             named.push(Named::own(Kind::Volume, &disk.volume_id, field));
+            let field = format!("block_devices[{index}].snapshot_id");
+            named.push(Named::usable(Kind::Snapshot, &disk.snapshot_id, field));
         }
         account.check(&self.context, named).await?;
         let launch = Self::launch_request(account.owner()?, request)?;

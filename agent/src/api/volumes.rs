@@ -69,7 +69,8 @@ impl VolumeService for VolumeApi {
         let owner = account.owner()?;
         let request = request.into_inner();
         let image = Named::usable(Kind::Image, &request.image_id, "image_id");
-        account.check(&self.context, vec![image]).await?;
+        let snapshot = Named::usable(Kind::Snapshot, &request.snapshot_id, "snapshot_id");
+        account.check(&self.context, vec![image, snapshot]).await?;
         let token = ClientToken::of(
             &owner,
             volumes::CREATE,
@@ -86,6 +87,7 @@ impl VolumeService for VolumeApi {
                 request.iops,
                 request.throughput_mib,
             ),
+            snapshot_id: request.snapshot_id,
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
             token,

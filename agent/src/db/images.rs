@@ -53,6 +53,16 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
     Ok(())
 }
 
+/// The images, not deregistered, that have a disk of this snapshot.
+pub fn of_snapshot(connection: &Connection, snapshot_id: &str) -> DbResult<Vec<String>> {
+    let mut select = connection.prepare_cached(
+        "SELECT DISTINCT images.id FROM images JOIN image_disks ON image_id = images.id
+         WHERE snapshot_id = ?1 AND state <> 'deregistered' ORDER BY images.seq",
+    )?;
+    let ids = select.query_map([snapshot_id], |row| row.get(0))?;
+    Ok(ids.collect::<Result<_, _>>()?)
+}
+
 /// Stores what changes in an image's life, and the event when its state differs.
 pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
     tx.prepare_cached(
@@ -81,6 +91,7 @@ pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
 /// Forgets an image whose files are gone, and tells so.
 pub fn remove(tx: &mut Tx<'_>, image: &Image) -> DbResult<()> {
     tx.execute("DELETE FROM images WHERE id = ?1", [&image.id])?;
+    super::permissions::forget(tx, &image.id)?;
     tx.event(NewEvent::state(
         STATE_EVENT,
         &image.owner,

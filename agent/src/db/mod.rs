@@ -11,6 +11,7 @@ pub mod instances;
 mod owners;
 pub mod permissions;
 mod schema;
+pub mod snapshots;
 mod states;
 pub mod tokens;
 pub mod volumes;

@@ -16,7 +16,7 @@ pub fn owner(connection: &Connection, kind: Kind, id: &str) -> DbResult<Option<S
         Kind::Instance => "SELECT owner FROM instances WHERE id = ?1",
         Kind::Volume => "SELECT owner FROM volumes WHERE id = ?1",
         Kind::Image => "SELECT owner FROM images WHERE id = ?1",
-        Kind::Snapshot => return Ok(None),
+        Kind::Snapshot => "SELECT owner FROM snapshots WHERE id = ?1",
     };
     Ok(connection
         .prepare_cached(query)?

@@ -114,6 +114,33 @@ const STEPS: &[&str] = &[
     // 4: volumes come to and go from running instances.
     "ALTER TABLE volumes ADD COLUMN attachment_state TEXT NOT NULL DEFAULT 'attached';
     ALTER TABLE volumes ADD COLUMN detach_deadline INTEGER;",
+    // 5: snapshots, and the images that are made of them.
+    "CREATE TABLE snapshots (
+        seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+        id              TEXT NOT NULL UNIQUE,
+        owner           TEXT NOT NULL,
+        state           TEXT NOT NULL,
+        state_message   TEXT NOT NULL,
+        volume_id       TEXT NOT NULL,
+        source_id       TEXT,
+        size_bytes      INTEGER NOT NULL,
+        description     TEXT NOT NULL,
+        create_time     INTEGER NOT NULL,
+        tags            TEXT NOT NULL,
+        client_token    TEXT NOT NULL,
+        starts_instance TEXT
+    ) STRICT;
+    CREATE INDEX snapshots_by_state ON snapshots (state);
+    CREATE TABLE image_disks (
+        image_id              TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+        device                TEXT NOT NULL,
+        snapshot_id           TEXT NOT NULL,
+        size_bytes            INTEGER NOT NULL,
+        delete_on_termination INTEGER NOT NULL,
+        PRIMARY KEY (image_id, device)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_disks_by_snapshot ON image_disks (snapshot_id);
+    ALTER TABLE volumes ADD COLUMN snapshot_id TEXT;",
 ];
 
 /// Takes the steps that are missing.

@@ -15,7 +15,7 @@ use crate::{
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
     delete_on_termination, read_only, create_time, tags, client_token, growing_to,
     class, iops, throughput_mib, credits, credits_at, modification, attachment_state,
-    detach_deadline FROM volumes";
+    detach_deadline, snapshot_id FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
 
@@ -27,10 +27,10 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO volumes (id, owner, state, size_bytes, image_id, instance_id, device,
             delete_on_termination, read_only, create_time, tags, client_token, growing_to,
-            class, iops, throughput_mib, modification)
+            class, iops, throughput_mib, modification, snapshot_id)
          VALUES (:id, :owner, :state, :size_bytes, :image_id, :instance_id, :device,
             :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to,
-            :class, :iops, :throughput_mib, :modification)",
+            :class, :iops, :throughput_mib, :modification, :snapshot_id)",
     )?
     .execute(named_params! {
         ":id": volume.id,
@@ -50,6 +50,7 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
         ":iops": volume.class.iops,
         ":throughput_mib": volume.class.throughput_mib,
         ":modification": volume.modification.as_ref().map(to_json).transpose()?,
+        ":snapshot_id": volume.snapshot_id,
     })?;
     volume.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -208,6 +209,15 @@ pub fn being_made_from(connection: &Connection, image_id: &str) -> DbResult<bool
         .is_some())
 }
 
+/// Whether a volume is still being made from a snapshot.
+pub fn being_made_from_snapshot(connection: &Connection, snapshot_id: &str) -> DbResult<bool> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM volumes WHERE state = 'creating' AND snapshot_id = ?1")?
+        .query_row([snapshot_id], |_| Ok(()))
+        .optional()?
+        .is_some())
+}
+
 fn collect(
     connection: &Connection,
     condition: &str,
@@ -269,5 +279,6 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
                 at: Millis(at),
             }),
         modification: None,
+        snapshot_id: row.get("snapshot_id")?,
     })
 }

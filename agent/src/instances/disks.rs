@@ -22,6 +22,7 @@ pub struct DiskRequest {
     pub iops: u32,
     pub throughput_mib: u32,
     pub volume_id: String,
+    pub snapshot_id: String,
     pub delete_on_termination: Option<bool>,
     pub read_only: bool,
 }
@@ -46,6 +47,8 @@ pub enum DiskSource {
     Root { size_bytes: u64 },
     /// A new one.
     Empty { size_gib: u64 },
+    /// A new one with the content of a snapshot; a size of 0 keeps the snapshot's.
+    Snapshot { id: String, size_gib: u64 },
     /// One that is there.
     Existing(String),
 }
@@ -140,6 +143,13 @@ fn root(image: &Image, request: &DiskRequest, field: String, classes: &Classes) 
             "the root comes from the image",
         ));
     }
+    if !request.snapshot_id.is_empty() {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            format!("{field}.snapshot_id"),
+            "the root comes from the image",
+        ));
+    }
     let size_bytes = if request.size_gib == 0 {
         image.root_size_bytes
     } else {
@@ -178,6 +188,16 @@ fn source(
     field: &str,
     classes: &Classes,
 ) -> ApiResult<DiskSource> {
+    if request.volume_id.is_empty() && !request.snapshot_id.is_empty() {
+        Kind::Snapshot.check(&request.snapshot_id, &format!("{field}.snapshot_id"))?;
+        if request.size_gib != 0 {
+            check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
+        }
+        return Ok(DiskSource::Snapshot {
+            id: request.snapshot_id.clone(),
+            size_gib: request.size_gib,
+        });
+    }
     if request.volume_id.is_empty() {
         check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
         let size_bytes = request.size_gib * GIB;
@@ -195,6 +215,9 @@ fn source(
             message,
         )
     };
+    if !request.snapshot_id.is_empty() {
+        return Err(combination("give either a volume or a snapshot"));
+    }
     if request.size_gib != 0 {
         return Err(combination("give either a volume or the size of a new one"));
     }

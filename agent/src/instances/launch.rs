@@ -262,12 +262,13 @@ impl LaunchRequest {
             state: AttachmentState::Attached,
             detach_deadline: None,
         });
-        let (size_bytes, image_id) = match &disk.source {
+        let (size_bytes, image_id, snapshot_id) = match &disk.source {
             DiskSource::Existing(id) => {
                 let field = format!("{}.volume_id", disk.field);
                 let volume =
                     db::volumes::get(tx, id)?.ok_or_else(|| Kind::Volume.missing(id, &field))?;
                 crate::volumes::check_free(&volume, &field)?;
+                crate::volumes::check_no_snapshot(tx, &volume, &field)?;
                 let after = Volume {
                     state: VolumeState::InUse,
                     attachment,
@@ -275,8 +276,17 @@ impl LaunchRequest {
                 };
                 return Ok(db::volumes::update(tx, &volume, &after)?);
             }
-            DiskSource::Root { size_bytes } => (*size_bytes, Some(image.id.clone())),
-            DiskSource::Empty { size_gib } => (size_gib * GIB, None),
+            DiskSource::Root { size_bytes } => (*size_bytes, Some(image.id.clone()), None),
+            DiskSource::Empty { size_gib } => (size_gib * GIB, None, None),
+            DiskSource::Snapshot { id, size_gib } => {
+                let (id_field, size_field) = (
+                    format!("{}.snapshot_id", disk.field),
+                    format!("{}.size_gib", disk.field),
+                );
+                let size_bytes =
+                    crate::snapshots::volume_size(tx, id, *size_gib, &id_field, &size_field)?;
+                (size_bytes, None, Some(id.clone()))
+            }
         };
         let mut volume = Volume {
             seq: 0,
@@ -285,6 +295,7 @@ impl LaunchRequest {
             state: VolumeState::Creating,
             size_bytes,
             image_id,
+            snapshot_id,
             attachment,
             create_time: Millis::now(),
             tags: Vec::new(),
@@ -308,6 +319,7 @@ pub fn check_may_start(tx: &Tx<'_>, instance: &Instance) -> ApiResult<()> {
             .with("resource_id", &instance.id));
     }
     for volume in db::volumes::of_instance(tx, &instance.id)? {
+        crate::volumes::check_no_snapshot(tx, &volume, "instance_ids")?;
         if volume.growing_to.is_some() {
             return Err(ApiError::new(
                 Reason::IncorrectState,

@@ -11,7 +11,7 @@ use hearth_vmm::config::MAX_DEVICES;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    VolumeView, check_free, get,
+    VolumeView, check_free, check_no_snapshot, get,
     model::{Attachment, AttachmentState, Volume, VolumeState},
     view,
 };
@@ -114,6 +114,7 @@ async fn plug_in(
 fn commit_attach(tx: &mut db::Tx<'_>, request: &AttachRequest) -> ApiResult<Volume> {
     let volume = get(tx, &request.volume_id, "volume_id")?;
     check_free(&volume, "volume_id")?;
+    check_no_snapshot(tx, &volume, "volume_id")?;
     let instance = settled_instance(tx, &request.instance_id, "instance_id")?;
     if volume.owner != instance.owner {
         return Err(ApiError::field(

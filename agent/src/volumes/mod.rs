@@ -34,6 +34,7 @@ use crate::{
         page::{Page, Query},
         tags_weight,
     },
+    snapshots,
     tags::{self, Tag},
     time::Millis,
     tokens::{self, ClientToken},
@@ -50,6 +51,7 @@ pub struct CreateRequest {
     pub size_gib: u64,
     pub image_id: String,
     pub class: ClassChoice,
+    pub snapshot_id: String,
     pub tags: Vec<Tag>,
     pub client_token: String,
     pub token: Option<ClientToken>,
@@ -67,13 +69,24 @@ pub struct VolumeView {
 
 /// CreateVolume.
 pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<VolumeView> {
-    if request.image_id.is_empty() || request.size_gib != 0 {
+    let empty = request.image_id.is_empty() && request.snapshot_id.is_empty();
+    if empty || request.size_gib != 0 {
         check_size_gib(request.size_gib, "size_gib")?;
         let size_bytes = request.size_gib * GIB;
         context.classes.check(&request.class, size_bytes, "")?;
     }
     if !request.image_id.is_empty() {
         Kind::Image.check(&request.image_id, "image_id")?;
+    }
+    if !request.snapshot_id.is_empty() {
+        Kind::Snapshot.check(&request.snapshot_id, "snapshot_id")?;
+        if !request.image_id.is_empty() {
+            return Err(ApiError::field(
+                Reason::InvalidParameterCombination,
+                "snapshot_id",
+                "give either a snapshot or an image",
+            ));
+        }
     }
     tags::check(&request.tags, "tags")?;
     carried_through(async move {
@@ -113,7 +126,10 @@ fn insert_creating(
     if let Some(earlier) = earlier(tx, request.token.as_ref())? {
         return Ok((earlier, false));
     }
-    let size_bytes = if request.image_id.is_empty() {
+    let size_bytes = if !request.snapshot_id.is_empty() {
+        let (id, size_gib) = (&request.snapshot_id, request.size_gib);
+        snapshots::volume_size(tx, id, size_gib, "snapshot_id", "size_gib")?
+    } else if request.image_id.is_empty() {
         request.size_gib * GIB
     } else {
         size_from_image(tx, &request.image_id, request.size_gib)?
@@ -126,6 +142,7 @@ fn insert_creating(
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
+        snapshot_id: (!request.snapshot_id.is_empty()).then(|| request.snapshot_id.clone()),
         attachment: None,
         create_time: Millis::now(),
         tags: request.tags.clone(),
@@ -229,6 +246,7 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
             .write(move |tx| {
                 let volume = get(tx, &id, "volume_id")?;
                 check_free(&volume, "volume_id")?;
+                check_no_snapshot(tx, &volume, "volume_id")?;
                 let after = volume.deleting();
                 db::volumes::update(tx, &volume, &after)?;
                 Ok::<_, ApiError>(after)
@@ -316,8 +334,9 @@ fn with_allocated(
 pub fn make(store: &Store, volume: &Volume) -> Result<u64, hearth_images::Error> {
     let id = VolumeId::new(volume.id.as_str())?;
     let image = volume
-        .image_id
+        .snapshot_id
         .as_deref()
+        .or(volume.image_id.as_deref())
         .map(SnapshotId::new)
         .transpose()?;
     let source = image
@@ -357,6 +376,19 @@ pub fn check_free(volume: &Volume, field: &str) -> ApiResult<()> {
     }
 }
 
+/// Checks that no snapshot of a volume is being taken: nobody may open, change or delete it then.
+pub fn check_no_snapshot(connection: &Connection, volume: &Volume, field: &str) -> ApiResult<()> {
+    match db::snapshots::being_taken_of(connection, &volume.id)? {
+        None => Ok(()),
+        Some(snapshot) => Err(ApiError::field(
+            Reason::IncorrectState,
+            field,
+            format!("the snapshot {snapshot} of {} is being taken", volume.id),
+        )
+        .with("resource_id", &volume.id)),
+    }
+}
+
 /// Checks a size that a caller gave.
 pub fn check_size_gib(size_gib: u64, field: &str) -> ApiResult<()> {
     if (1..=MAX_SIZE_GIB).contains(&size_gib) {
@@ -368,11 +400,11 @@ pub fn check_size_gib(size_gib: u64, field: &str) -> ApiResult<()> {
     ))
 }
 
-fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Volume> {
+pub fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Volume> {
     db::volumes::get(connection, id)?.ok_or_else(|| Kind::Volume.missing(id, field))
 }
 
-fn volume_id(id: &str) -> ApiResult<VolumeId> {
+pub fn volume_id(id: &str) -> ApiResult<VolumeId> {
     VolumeId::new(id).map_err(|error| ApiError::internal("naming a volume", error))
 }
 
@@ -388,6 +420,7 @@ impl Described for Volume {
         "owner-id",
         "image-id",
         "volume-class",
+        "snapshot-id",
     ];
 
     fn seq(&self) -> i64 {
@@ -420,6 +453,7 @@ impl Described for Volume {
             "owner-id" => vec![self.owner.clone()],
             "volume-class" => vec![self.class.name.clone()],
             "image-id" => self.image_id.clone().into_iter().collect(),
+            "snapshot-id" => self.snapshot_id.clone().into_iter().collect(),
             _ => Vec::new(),
         }
     }

@@ -59,6 +59,8 @@ pub struct Volume {
     pub size_bytes: u64,
     /// The image that it was made from.
     pub image_id: Option<String>,
+    /// The snapshot that it was made from.
+    pub snapshot_id: Option<String>,
     pub attachment: Option<Attachment>,
     pub create_time: Millis,
     pub tags: Vec<Tag>,

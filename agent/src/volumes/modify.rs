@@ -10,7 +10,7 @@ use hearth_images::crash_point;
 use hearth_vmm::control::Request;
 
 use super::{
-    VolumeView, check_size_gib,
+    VolumeView, check_no_snapshot, check_size_gib,
     classes::choice::ClassChoice,
     get,
     model::{GIB, Modification, ModificationState, Target, Volume, VolumeState},
@@ -119,6 +119,7 @@ fn check_may_change(tx: &db::Tx<'_>, volume: &Volume) -> ApiResult<()> {
     if volume.is_being_modified() {
         return Err(refused(format!("{} is being modified already", volume.id)));
     }
+    check_no_snapshot(tx, volume, "volume_id")?;
     match (volume.state, &volume.attachment) {
         (VolumeState::Available, _) => Ok(()),
         (VolumeState::InUse, Some(attachment)) => {
@@ -335,6 +336,7 @@ mod tests {
             state: VolumeState::Available,
             size_bytes: 10 * GIB,
             image_id: None,
+            snapshot_id: None,
             attachment: None,
             create_time: Millis(0),
             tags: Vec::new(),

@@ -8,8 +8,8 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, store_service_client::StoreServiceClient,
-    volume_service_client::VolumeServiceClient,
+    instance_service_client::InstanceServiceClient, snapshot_service_client::SnapshotServiceClient,
+    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -52,6 +52,7 @@ pub type Channel = InterceptedService<transport::Channel, AsAccount>;
 pub struct Client {
     pub instances: InstanceServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,
+    pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
@@ -83,6 +84,8 @@ impl Client {
             instances: InstanceServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             volumes: VolumeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, ExportImageRequest,
-    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, Tag,
-    import_image_request::Message,
+    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, ModifyLaunchPermissionRequest,
+    Tag, import_image_request::Message,
 };
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     human,
     image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
     output::{self, Output},
+    sharing,
     upload::{self, Upload},
 };
 
@@ -35,6 +36,10 @@ pub enum ImageCommand {
     /// Take images away from new instances.
     #[command(visible_alias = "rm")]
     Deregister(IdsArgs),
+    /// Let other accounts, or all, make instances from an image.
+    Share(ShareArgs),
+    /// Take that back. Instances that they made live on.
+    Unshare(ShareArgs),
 }
 
 #[derive(Args)]
@@ -100,6 +105,15 @@ pub struct ExportArgs {
     target: TargetArgs,
 }
 
+#[derive(Args)]
+pub struct ShareArgs {
+    /// The image's id or name.
+    #[arg(value_name = "IMAGE")]
+    id: String,
+    #[command(flatten)]
+    with: sharing::WithArgs,
+}
+
 pub async fn dispatch(
     client: &mut Client,
     output: Output,
@@ -111,6 +125,8 @@ pub async fn dispatch(
         ImageCommand::Show(args) => show(client, output, args).await,
         ImageCommand::Export(args) => export(client, output, args).await,
         ImageCommand::Deregister(args) => deregister(client, args).await,
+        ImageCommand::Share(args) => share(client, output, args, true).await,
+        ImageCommand::Unshare(args) => share(client, output, args, false).await,
     }
 }
 
@@ -273,6 +289,34 @@ async fn deregister(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
             .map_err(|status| rpc_with_flags(status, &flags([("image_id", "IMAGE")])))?;
     }
     Ok(())
+}
+
+async fn share(
+    client: &mut Client,
+    output: Output,
+    args: ShareArgs,
+    may: bool,
+) -> Result<(), Failure> {
+    let request = ModifyLaunchPermissionRequest {
+        image_id: client.image_id(&args.id).await?,
+        launch_permission: Some(args.with.change(may)),
+    };
+    let answer = client
+        .images
+        .modify_launch_permission(request)
+        .await
+        .map_err(|status| {
+            let flags = flags([
+                ("image_id", "IMAGE"),
+                ("launch_permission", "--with/--public"),
+            ]);
+            rpc_with_flags(status, &flags)
+        })?
+        .into_inner();
+    match output {
+        Output::Json => output::json("ModifyLaunchPermissionResponse", &answer),
+        Output::Table => sharing::print(answer.launch_permission),
+    }
 }
 
 fn print_json(images: Vec<Image>) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! `hearth`: drives `hearthd` from a terminal or a script.
 //!
-//! One file for each noun of the API ([`instance`], [`volume`], [`image`], [`events`]), each with
+//! One file for each noun of the API ([`instance`], [`volume`], [`snapshot`], [`image`], [`events`]), each with
 //! its arguments and what they do. [`client`] talks to the agent, [`failure`] turns what went
 //! wrong into a line and a hint, [`output`] prints tables and JSON.
 
@@ -17,6 +17,7 @@ mod image_files;
 mod instance;
 mod output;
 mod run;
+mod sharing;
 mod snapshot;
 mod store;
 mod upload;
@@ -31,7 +32,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{client::Client, failure::Failure, output::Output};
 
-/// Run micro-VMs on this machine: instances, volumes and images, in EC2's words.
+/// Run micro-VMs on this machine: instances, volumes, snapshots and images, in EC2's words.
 #[derive(Parser)]
 #[command(
     name = "hearth",
@@ -79,12 +80,12 @@ enum Command {
     /// Block volumes.
     #[command(subcommand, visible_alias = "volumes")]
     Volume(volume::VolumeCommand),
+    /// What volumes held at one point in time.
+    #[command(subcommand, visible_alias = "snapshots")]
+    Snapshot(snapshot::SnapshotCommand),
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
-    /// Snapshots of volumes.
-    #[command(subcommand, visible_alias = "snapshots")]
-    Snapshot(snapshot::SnapshotCommand),
     /// The volume store as a whole.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -119,10 +120,10 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             instance::dispatch(&mut connect().await?, output, command).await
         }
         Command::Volume(command) => volume::dispatch(&mut connect().await?, output, command).await,
-        Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
         Command::Snapshot(command) => {
             snapshot::dispatch(&mut connect().await?, output, command).await
         }
+        Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,

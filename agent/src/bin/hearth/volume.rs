@@ -27,7 +27,7 @@ use crate::{
 /// Block volumes.
 #[derive(Subcommand)]
 pub enum VolumeCommand {
-    /// Make an empty volume, or one from an image's root.
+    /// Make an empty volume, or one from a snapshot or an image's root.
     Create(CreateArgs),
     /// Make a volume from a raw or qcow2 file.
     Import(ImportArgs),
@@ -56,11 +56,14 @@ pub enum VolumeCommand {
 #[derive(Args)]
 pub struct CreateArgs {
     /// Size in GiB (20, 20G, 1T).
-    #[arg(long, value_parser = parse_gib, required_unless_present = "image")]
+    #[arg(long, value_parser = parse_gib, required_unless_present_any = ["image", "snapshot"])]
     size: Option<u64>,
     /// Start with the content of this image's root (id or name).
     #[arg(long)]
     image: Option<String>,
+    /// Start with the content of this snapshot.
+    #[arg(long, conflicts_with = "image")]
+    snapshot: Option<String>,
     #[command(flatten)]
     class: ClassArgs,
     #[command(flatten)]
@@ -203,6 +206,7 @@ pub fn failed(status: Status) -> Failure {
             ("throughput_mib", "--throughput"),
             ("header.throughput_mib", "--throughput"),
             ("image_id", "--image"),
+            ("snapshot_id", "--snapshot"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
             ("timeout_seconds", "--timeout"),
@@ -228,6 +232,7 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
     let request = CreateVolumeRequest {
         size_gib: args.size.unwrap_or(0),
         image_id,
+        snapshot_id: args.snapshot.unwrap_or_default(),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
         volume_class: args.class.class.unwrap_or_default(),
@@ -494,6 +499,7 @@ fn print_one(volume: &Volume) -> Result<(), Failure> {
         ),
         ("Modification", volume_classes::modification(volume)),
         ("Image", volume.image_id.clone()),
+        ("Snapshot", volume.snapshot_id.clone()),
         ("Attached to", attached_to(volume)),
         ("Created", human::time_and_age(volume.create_time.as_ref())),
         ("Tags", tags.join("\n")),
