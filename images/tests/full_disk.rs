@@ -3,17 +3,22 @@
 
 mod common;
 
-use common::{Rng, assert_all_layers_are_clean, assert_check_is_clean};
+use common::{
+    Rng, assert_all_layers_are_clean, assert_check_is_clean, byte_at, snap, vol, write_at,
+};
 use hearth_images::{
-    Access, ErrorKind, ImportOptions, ImportSource, SnapshotId, Store, VolumeId, VolumeSource,
+    Access, ErrorKind, ImportOptions, ImportSource, MergeOutcome, SnapshotId, Store, VolumeId,
+    VolumeSource,
 };
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
 const VARIABLE: &str = "HEARTH_FULL_DISK_TEST_DIRECTORY";
 const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
 
 /// Not a test by itself: runs with a small file system at the directory.
 #[test]
@@ -42,6 +47,18 @@ fn inside_of_a_small_file_system() {
         .filter(|path| !path.ends_with("lock"))
         .collect();
     assert_eq!(after, before);
+
+    // A chain that is to be merged.
+    let long = vol("long");
+    store
+        .create_volume(&long, VolumeSource::Empty, Some(MIB))
+        .expect("create");
+    for number in 0..10u64 {
+        write_at(&store, &long, &[number as u8; 100_000], number * 80_896);
+        let name = snap(&format!("long-{number}"));
+        store.snapshot_volume(&long, &name).expect("snapshot");
+    }
+    let merge = store.next_merge().expect("plan").expect("a long chain");
 
     let id = VolumeId::new("vol").expect("id");
     store
@@ -76,7 +93,37 @@ fn inside_of_a_small_file_system() {
         assert!(data == block(index), "block {index} of {written}");
     }
 
+    fill_up(&directory.join("filler"));
+    let before = common::listing(store.root());
+    let wanted = [(&disk, &id, &snap("live"))];
+    let error = store.snapshot_disks(&wanted).expect_err("full");
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    let error = store
+        .snapshot_volume(&long, &snap("rest"))
+        .expect_err("full");
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    let error = store
+        .merge(&merge, |_| ControlFlow::Continue(()))
+        .expect_err("full");
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    let after: Vec<_> = common::listing(store.root())
+        .into_iter()
+        .filter(|path| !path.ends_with("merge.lock"))
+        .collect();
+    assert_eq!(after, before);
+    disk.read(&mut data, place(1)).expect("read");
+    assert!(data == block(1));
+    fs::remove_file(directory.join("filler")).expect("filler");
+
     fs::remove_file(&ballast).expect("ballast");
+    store.snapshot_disks(&wanted).expect("snapshot");
+    let outcome = store
+        .merge(&merge, |_| ControlFlow::Continue(()))
+        .expect("merge");
+    assert!(matches!(outcome, MergeOutcome::Merged { .. }));
+    for number in 0..10u64 {
+        assert_eq!(byte_at(&store, &long, number * 80_896), number as u8);
+    }
     for index in written..written + 40 {
         disk.write(&block(index), place(index))
             .expect("space again");
@@ -90,6 +137,19 @@ fn inside_of_a_small_file_system() {
         assert!(data == block(index), "block {index} of {written}");
     }
     assert_check_is_clean(&store.volume_path(&id).expect("path"));
+}
+
+/// Takes the last bytes of the file system.
+fn fill_up(path: &Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).expect("filler");
+    for size in [65_536, 4096] {
+        while file
+            .write_all(&vec![1; size])
+            .and_then(|()| file.sync_all())
+            .is_ok()
+        {}
+    }
 }
 
 #[test]

@@ -332,3 +332,30 @@ fn a_snapshot_outlives_everything_that_it_was_taken_from() {
     assert!(layers(store).is_empty());
     assert!(read(&opened, 0, contents.len()) == contents);
 }
+
+#[test]
+fn a_hundred_clones_of_an_image_take_little_more_than_one() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let mut image = vec![0; 32 * MIB as usize];
+    Rng::new(3).fill(&mut image);
+    let source = common::import_bytes(store, "image", &image);
+    let on_disk = || -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        layers(store)
+            .iter()
+            .map(|path| std::fs::metadata(path).expect("layer").blocks() * 512)
+            .sum()
+    };
+    let one = on_disk();
+    assert!(one >= 32 * MIB);
+    for number in 0..100 {
+        let id = vol(&format!("clone-{number}"));
+        store
+            .create_volume(&id, VolumeSource::Snapshot(&source), None)
+            .expect("clone");
+    }
+    let all = on_disk();
+    println!("one: {one} bytes, with 100 clones: {all}");
+    assert!(all < one + 100 * MIB / 2, "{one} bytes became {all}");
+}

@@ -25,6 +25,7 @@
 use super::below::Below;
 use super::image::{FileId, Format, Image, Layer, Top, open_below, open_layer};
 use super::{Disk, poisoned};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
 use crate::layer::chain::Link;
@@ -221,6 +222,7 @@ impl Disk {
         self.sync_allocated(top)?;
         format.flush()?;
         self.sync(top)?;
+        crash_point("snapshot.written");
         set_dirty_bit(&top.file, false)?;
         top.file.set_permissions(Permissions::from_mode(0o444))?;
         self.sync_by(top, File::sync_all)?;

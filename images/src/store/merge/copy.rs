@@ -74,7 +74,7 @@ impl<'a> Copy<'a> {
             let flow = match kind {
                 Kind::Data => self.data(Side::Child, range, progress),
                 Kind::Zero => self.zero(range).map(ControlFlow::Continue),
-                Kind::Below => self.from_parent(range, progress),
+                Kind::Below => self.parent_range(range, progress),
             };
             if flow.context(merging)?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -89,7 +89,7 @@ impl<'a> Copy<'a> {
 
     /// A range that the child leaves to the layers below it. Behind the parent's end everything
     /// reads as zero: a layer is never smaller than the one below it.
-    fn from_parent(
+    fn parent_range(
         &mut self,
         range: Range<u64>,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,

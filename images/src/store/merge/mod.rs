@@ -25,6 +25,7 @@ mod plan;
 use super::lock::{Locked, Mode};
 use super::{Store, TempFile, layout};
 use crate::check::{self, Repair};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain::{self, Link};
@@ -117,6 +118,7 @@ impl Store {
                 format!("merging layer {} made a wrong file", merge.child),
             ));
         }
+        crash_point("merge.copied");
         self.put_in_place(temp, &child, &parent)
     }
 
@@ -159,6 +161,7 @@ impl Store {
         // They are about the old file.
         checksums::forget(&self.layout, &child.id)?;
         self.layout.replace_layer(temp, &child.id)?;
+        crash_point("merge.replaced");
         self.remove_unreachable();
         Ok(MergeOutcome::Merged { volumes })
     }

@@ -5,6 +5,7 @@ use super::super::layout::{Record, TempFile, record_name};
 use super::super::lock::{Locked, Mode};
 use super::super::{SnapshotInfo, Store, VolumeInfo};
 use super::refuse_twice;
+use crate::crash_point;
 use crate::disk::Disk;
 use crate::disk::live::{LayersBelow, NextTop, Settling};
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -95,11 +96,13 @@ impl Store {
             pause,
         } = moment?;
 
+        crash_point("snapshot.switched");
         // Also after an error: those that were switched must be sealed.
         let finished: Vec<_> = switched.into_iter().map(Switched::finish).collect();
         outcome?;
         let sealed: Vec<(&SnapshotId, LayerId)> = finished.into_iter().collect::<Result<_>>()?;
 
+        crash_point("snapshot.sealed");
         let _names_lock = self.layout.lock_names()?;
         let mut layers = Vec::with_capacity(sealed.len());
         for (_, id) in names {
@@ -170,6 +173,7 @@ impl Store {
             if outcome.is_ok() {
                 outcome = one.record.replace(volumes, &record_name(one.volume));
             }
+            crash_point("snapshot.renamed");
             if outcome.is_ok() {
                 settling.owe(paused.switch(one.next, volumes.clone()));
                 switched.push(Switched {
