@@ -27,6 +27,22 @@ pub fn descriptors_and_threads(pid: u32) -> Result<(usize, usize)> {
     Ok((count("fd")?, count("task")?))
 }
 
+/// Waits until a process has no more descriptors and threads than these: the threads of connections
+/// that have ended may need a moment.
+pub async fn no_more_than(pid: u32, most: (usize, usize)) -> Result<()> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let now = descriptors_and_threads(pid)?;
+        if now.0 <= most.0 && now.1 <= most.1 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("descriptors and threads: {most:?} -> {now:?}");
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 impl Hearth {
     /// An empty volume of so many GiB.
     pub async fn empty_volume(&self, size_gib: u64) -> Result<String> {

@@ -7,13 +7,29 @@ use anyhow::{Result, ensure};
 use hearth_proto::v1::{AttachVolumeRequest, AttachmentState, InstanceState};
 use hearth_tests::{
     BOOT, Expect, Guest, Hearth, Probe,
-    attachments::{attach_request, detach_request, serial_of},
+    attachments::{
+        attach_request, descriptors_and_threads, detach_request, no_more_than, serial_of,
+    },
     needs_kvm, probe, processes,
 };
+use serde_json::Value;
 use tonic::Code;
 
 /// Most disks: a virtual machine has sixteen devices, one gives random numbers.
 const MOST: usize = 15;
+
+/// Has the probe look until it is asked to let go of a disk, and has; gives what is left. The call
+/// that detaches returns before the guest is asked.
+async fn let_go(probe: &mut Probe<'_>) -> Result<Value> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let found = probe.expect_ok("rescan").await?;
+        if found["gone"] == 1 {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "nothing was to go: {found}");
+    }
+}
 
 fn refused(code: Code, reason: &'static str, field: &'static str) -> Expect {
     Expect {
@@ -58,8 +74,8 @@ async fn a_guest_that_lets_go_gets_disks_and_gives_them_back() -> Result<()> {
             .await,
     )?;
     probe.expect_ok("verify disk=1 length=1M pattern=3").await?;
-    let found = probe.expect_ok("rescan").await?;
-    ensure!(found["gone"] == 1 && found["disks"][1].is_null(), "{found}");
+    let found = let_go(&mut probe).await?;
+    ensure!(found["disks"][1].is_null(), "{found}");
     hearth.attachment(&second, None).await?;
     probe.expect_ok("write disk=0 length=1M pattern=4").await?;
 
@@ -73,6 +89,38 @@ async fn a_guest_that_lets_go_gets_disks_and_gives_them_back() -> Result<()> {
     probe.guest.stop_by_force().await?;
     probe.start().await?;
     probe.expect_ok("verify disk=1 length=1M pattern=3").await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_times_in_a_row_leave_no_descriptor_and_no_thread() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    let pid = probe.guest.describe().await?.vmm_pid;
+    let volume = hearth.empty_volume(1).await?;
+    let mut before = None;
+    for round in 0..20 {
+        hearth.attach(&volume, &probe.guest.id).await?;
+        let found = probe.expect_ok("rescan").await?;
+        ensure!(found["disks"][0]["serial"] == serial_of(&volume), "{found}");
+        let command = format!("write offset={round}M length=1M pattern={round}");
+        probe.expect_ok(&command).await?;
+        hearth.detach(&volume, round % 4 == 3, 0).await?;
+        // Also one that was taken by force has its device until the guest lets go.
+        let_go(&mut probe).await?;
+        hearth.attachment(&volume, None).await?;
+        match before {
+            None => before = Some(descriptors_and_threads(pid)?),
+            Some(before) => no_more_than(pid, before).await?,
+        }
+    }
+    hearth.attach(&volume, &probe.guest.id).await?;
+    probe.expect_ok("rescan").await?;
+    for round in 0..20 {
+        let command = format!("verify offset={round}M length=1M pattern={round}");
+        probe.expect_ok(&command).await?;
+    }
     hearth.finish().await
 }
 

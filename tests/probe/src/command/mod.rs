@@ -68,26 +68,20 @@ impl Probe {
         let before = self.of_kind(kind::BLOCK);
         let mut opened = core::mem::take(&mut self.disks);
         opened.resize_with(before.len(), || None);
-        let mut kept = Vec::new();
-        let mut gone = 0;
-        for (found, disk) in before.iter().zip(opened) {
-            if found.is_wanted() {
-                kept.push((found.base, disk));
-            } else {
-                // Dropped, and so reset.
-                gone += 1;
-            }
-        }
+        let mut opened: Vec<_> = before.iter().map(|disk| disk.base).zip(opened).collect();
         let mut found = virtio::find();
+        // Asked once: what is to go may change at any time.
         found.retain(Found::is_wanted);
         self.found = Some(found);
         let after = self.of_kind(kind::BLOCK);
-        let new = after.len().saturating_sub(kept.len());
+        let mut new = 0;
         for found in after {
-            let at = kept.iter().position(|(base, _)| *base == found.base);
-            self.disks.push(at.and_then(|at| kept.swap_remove(at).1));
+            let at = opened.iter().position(|(base, _)| *base == found.base);
+            new += usize::from(at.is_none());
+            self.disks.push(at.and_then(|at| opened.swap_remove(at).1));
         }
-        (gone, new)
+        // The rest is dropped, and so reset.
+        (opened.len(), new)
     }
 
     fn nth(&mut self, kind: u32, index: usize) -> Result<Found, Failure> {
