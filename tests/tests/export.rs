@@ -115,7 +115,7 @@ async fn an_exported_image_is_its_root_and_a_clone_s_changes_are_its_own() -> Re
     let exported = receive(answer, hearth.scratch()?.join("image.qcow2")).await?;
     exported.holds(&raw)?;
 
-    probe.guest.stop().await?;
+    probe.guest.stop_by_force().await?;
     probe::pattern::fill(9, 4096, &mut bytes[4096..4096 + 65_536]);
     let request = of_volume(&root, DiskFormat::Raw);
     let answer = hearth.store().export_volume(request).await;
