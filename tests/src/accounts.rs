@@ -1,11 +1,14 @@
-//! Calls in the name of an account.
+//! Calling as another account.
 
-use tonic::Request;
+use tonic::{Request, metadata::AsciiMetadataValue};
 
 /// A request of this account.
-pub fn as_account<T>(account: &str, message: T) -> Request<T> {
+///
+/// # Panics
+/// When the name could not be metadata at all.
+pub fn of<T>(account: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let name = account.parse().expect("the name of an account");
+    let name = AsciiMetadataValue::try_from(account).expect("a visible name");
     request.metadata_mut().insert("hearth-account", name);
     request
 }

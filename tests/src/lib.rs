@@ -22,12 +22,13 @@
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
 //! - [`Netns`] is a network namespace for an agent, with taps.
+//! - [`accounts`] calls as somebody else.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
 //!
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
 //! hangs, and say nothing about speed.
 
-mod accounts;
+pub mod accounts;
 pub mod broken;
 mod console;
 mod errors;
@@ -48,7 +49,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-pub use accounts::as_account;
 pub use console::Console;
 pub use errors::Expect;
 pub use guest::Guest;
