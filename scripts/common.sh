@@ -11,9 +11,11 @@ step() { printf '\n==> %s\n' "$*" >&2; }
 die() { printf 'hearth: %s\n' "$*" >&2; exit 1; }
 
 # need_packages PACKAGES…: installs those Debian packages that are missing, in one command (a
-# qemu-system-x86 that comes alone may remove a qemu-utils of another version).
+# qemu-system-x86 that comes alone may remove a qemu-utils of another version). A qemu-utils that
+# is newer than the qemu-system-x86 to be had goes back to the latter's version: else apt refuses
+# both.
 need_packages() {
-	local package missing=() rights=()
+	local package missing=() rights=() wanted=() version
 	command -v dpkg-query >/dev/null || return 0
 	for package in "$@"; do
 		dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' ||
@@ -26,8 +28,20 @@ need_packages() {
 	fi
 	step "Installing Debian packages: ${missing[*]} (about a minute)"
 	"${rights[@]}" apt-get update -q >&2
+	for package in "$@"; do
+		version=
+		if [ "$package" = qemu-utils ] && [[ " $* " = *" qemu-system-x86 "* ]]; then
+			version=$(candidate qemu-system-x86)
+		fi
+		wanted+=("$package${version:+=$version}")
+	done
 	DEBIAN_FRONTEND=noninteractive "${rights[@]}" apt-get install -q -y \
-		--no-install-recommends "$@" >&2
+		--no-install-recommends --allow-downgrades "${wanted[@]}" >&2
+}
+
+# candidate PACKAGE: the version that apt would install; nothing if there is none.
+candidate() {
+	LC_ALL=C apt-cache policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
 }
 
 need_rust() {

@@ -98,6 +98,11 @@ impl Settings {
         self.state_dir.join("hearthd.lock")
     }
 
+    /// Volume classes that the operator adds.
+    pub(crate) fn operator_classes(&self) -> PathBuf {
+        self.state_dir.join("volume-classes.json")
+    }
+
     /// Instance types that the operator adds.
     pub(crate) fn operator_types(&self) -> PathBuf {
         self.state_dir.join("instance-types.json")

@@ -1,9 +1,12 @@
 //! What the parts of the agent share.
 
+use std::sync::Arc;
+
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue, shutdown::Shutdown,
+    busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue,
+    shutdown::Shutdown, volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -13,9 +16,12 @@ pub struct Context {
     pub store: Store,
     pub host: Host,
     pub types: Catalogue,
+    pub classes: Arc<Classes>,
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
+    /// Asked for after each snapshot: a chain of layers may be too long now.
+    pub merge_wanted: tokio::sync::Notify,
     pub shutdown: Shutdown,
 }

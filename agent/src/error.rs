@@ -65,6 +65,8 @@ reasons! {
     SnapshotInUse = "InvalidSnapshot.InUse", FailedPrecondition;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
+    /// The instance has no place for another disk.
+    AttachmentLimitExceeded = "AttachmentLimitExceeded", ResourceExhausted;
     /// The tap is another instance's.
     NetworkInterfaceInUse = "InvalidNetworkInterface.InUse", FailedPrecondition;
     /// The instance's state does not allow it.

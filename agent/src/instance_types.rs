@@ -4,7 +4,10 @@
 
 use std::{collections::HashMap, io, path::Path};
 
-use hearth_vmm::config::{MAX_VCPUS, MIN_MEMORY_BYTES};
+use hearth_vmm::{
+    config::{MAX_VCPUS, MIN_MEMORY_BYTES},
+    devices::virtio::block::throttle::limits::MachineLimits,
+};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -21,6 +24,22 @@ pub struct InstanceType {
     pub name: String,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Operations that all disks together may do in a second; without it they are not limited.
+    #[serde(default)]
+    pub disk_iops: Option<u32>,
+    /// MiB that all disks together may move in a second; without it they are not limited.
+    #[serde(default)]
+    pub disk_throughput_mib: Option<u32>,
+}
+
+impl InstanceType {
+    /// Limits of all disks together, as the VMM takes them.
+    pub fn disk_limits(&self) -> MachineLimits {
+        MachineLimits {
+            operations_per_second: self.disk_iops.map(u64::from),
+            bytes_per_second: self.disk_throughput_mib.map(|mib| u64::from(mib) << 20),
+        }
+    }
 }
 
 /// All types, in the order of the files.
@@ -37,7 +56,9 @@ pub enum CatalogueError {
     #[error("reading the instance types: {0}")]
     Read(#[from] io::Error),
     /// Not JSON, or not this form.
-    #[error("instance types must be a list of {{name, vcpus, memory_mib}}: {0}")]
+    #[error(
+        "instance types must be a list of {{name, vcpus, memory_mib, disk_iops, disk_throughput_mib}}: {0}"
+    )]
     Parse(#[from] serde_json::Error),
     /// A type that no guest could have.
     #[error("instance type {name:?}: {problem}")]
@@ -121,7 +142,10 @@ fn check(new: &InstanceType) -> Result<(), CatalogueError> {
         word(family) && word(size)
     });
     let problem = if well_named {
-        vcpus_problem(new.vcpus).or_else(|| memory_problem(new.memory_mib))
+        let limits = new.disk_limits().validate();
+        vcpus_problem(new.vcpus)
+            .or_else(|| memory_problem(new.memory_mib))
+            .or_else(|| limits.err().map(|error| error.to_string()))
     } else {
         Some("a name is FAMILY.SIZE, of lower-case letters, digits and dashes".to_owned())
     };
@@ -191,6 +215,7 @@ mod tests {
             r#"[{"name": "x.y", "vcpus": 0, "memory_mib": 64}]"#,
             r#"[{"name": "x.y", "vcpus": 33, "memory_mib": 64}]"#,
             r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 65}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64, "disk_iops": 0}]"#,
             r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 18446744073709551614}]"#,
         ] {
             assert!(

@@ -5,7 +5,9 @@
 //! - [`server`]: the socket, the services, the shutdown.
 //! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
 //! - `instances`, `volumes`, `snapshots`, `images`, `console`: what the calls mean.
+//! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
+//! - `merging`: keeps the chains of layers below volumes short.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - `query`: filters and pages of Describe calls.
@@ -29,6 +31,7 @@ mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod merging;
 mod query;
 mod reconcile;
 mod sharing;
@@ -38,4 +41,5 @@ mod tags;
 mod time;
 mod tokens;
 mod transfer;
+mod upkeep;
 mod volumes;

@@ -107,6 +107,7 @@ async fn remove_unreachable_layers(context: &Context) {
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
     instances.revive().await?;
     finish_volumes(context).await?;
+    volumes::credits::sample(context).await?;
     snapshots::delete::reconcile(context, instances).await?;
     for image in context
         .db
@@ -132,7 +133,7 @@ pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<(
     images::remove_unused_kernels(context).await
 }
 
-/// Deletions and growths that were begun and not ended.
+/// Deletions and modifications that were begun and not ended.
 async fn finish_volumes(context: &Context) -> ApiResult<()> {
     for volume in context
         .db
@@ -147,13 +148,13 @@ async fn finish_volumes(context: &Context) -> ApiResult<()> {
             );
         }
     }
-    for volume in context.db.read(db::volumes::growing).await? {
+    for volume in context.db.read(db::volumes::being_modified).await? {
         if !context.busy.contains(&volume.id) {
             let id = volume.id.clone();
             log_failure(
                 "volume",
                 &id,
-                volumes::finish_growing(context, volume).await.map(drop),
+                volumes::modify::finish(context, volume).await.map(drop),
             );
         }
     }

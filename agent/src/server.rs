@@ -20,7 +20,7 @@ use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
     instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
-    volume_service_server::VolumeServiceServer,
+    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -31,7 +31,7 @@ use tonic::transport::Server;
 use crate::{
     api::{
         events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
-        volumes::VolumeApi,
+        store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -41,7 +41,9 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    reconcile, shutdown,
+    merging, reconcile, shutdown,
+    upkeep::checksums,
+    volumes::classes::Classes,
 };
 
 /// How long calls may take to come to their end when the daemon ends.
@@ -81,9 +83,9 @@ pub enum ServerError {
     /// The volume store.
     #[error("the volume store: {0}")]
     Store(#[from] hearth_images::Error),
-    /// The operator's instance types.
+    /// The operator's instance types or volume classes.
     #[error("{path:?}: {source}")]
-    InstanceTypes {
+    Catalogue {
         /// Which file.
         path: PathBuf,
         /// What is wrong.
@@ -142,6 +144,9 @@ pub async fn serve(
         instances.clone(),
         shutdown.clone(),
     ));
+    let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
+
+    let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -164,6 +169,9 @@ pub async fn serve(
     let _ = fs::remove_file(&context.settings.socket);
     // A round of reconciliation that has begun is carried through.
     let _ = tokio::time::timeout(DRAIN, sweeper).await;
+    let _ = tokio::time::timeout(DRAIN, summer).await;
+    // A merge stops after the piece that it copies.
+    let _ = tokio::time::timeout(DRAIN, merger).await;
     Ok(result?)
 }
 
@@ -175,7 +183,12 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     let path = settings.database();
     let db = Db::open(&path).map_err(|source| ServerError::Database { path, source })?;
     let path = settings.operator_types();
-    let types = Catalogue::load(&path).map_err(|error| ServerError::InstanceTypes {
+    let types = Catalogue::load(&path).map_err(|error| ServerError::Catalogue {
+        path,
+        source: error.into(),
+    })?;
+    let path = settings.operator_classes();
+    let classes = Classes::load(&path).map_err(|error| ServerError::Catalogue {
         path,
         source: error.into(),
     })?;
@@ -184,8 +197,10 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         db,
         host: Host::new(&settings.vmm),
         types,
+        classes: Arc::new(classes),
         busy: Busy::default(),
         kernels: tokio::sync::Mutex::new(()),
+        merge_wanted: tokio::sync::Notify::new(),
         shutdown,
         settings,
     }))
@@ -202,6 +217,7 @@ async fn router(
     .max_decoding_message_size(MAX_MESSAGE);
     let volume_api = VolumeServiceServer::new(VolumeApi {
         context: context.clone(),
+        instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
     let snapshot_api = SnapshotServiceServer::new(SnapshotApi {
@@ -213,6 +229,9 @@ async fn router(
         context: context.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let store_api = StoreServiceServer::new(StoreApi {
+        context: context.clone(),
+    });
     let event_api = EventServiceServer::new(Events {
         context: context.clone(),
     });
@@ -226,6 +245,7 @@ async fn router(
         .set_serving::<SnapshotServiceServer<SnapshotApi>>()
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
     let reflection = || {
@@ -238,6 +258,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(store_api)
         .add_service(event_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)

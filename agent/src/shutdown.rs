@@ -24,6 +24,12 @@ impl Trigger {
 }
 
 impl Shutdown {
+    /// Whether the daemon ends: for work that blocks.
+    pub fn is_ending(&self) -> bool {
+        // The trigger is dropped only after it was fired.
+        *self.0.borrow()
+    }
+
     /// Returns once the daemon ends.
     pub async fn wait(&mut self) {
         // An error means that the trigger is gone: the daemon has ended.

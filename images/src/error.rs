@@ -30,10 +30,10 @@ pub enum ErrorKind {
     DigestMismatch,
     /// The length of the input is not the expected one.
     LengthMismatch,
-    /// Two snapshots that share no layer, where they must.
-    Unrelated,
     /// A block behind the end of the disk.
     OutOfRange,
+    /// The caller asked for an end before all was done.
+    Stopped,
     /// The file system is full.
     NoSpace,
     /// Any other error of the operating system.

@@ -12,6 +12,7 @@
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
 //! - `crash`: named steps at which a test can end the process
+//! - `upkeep`: checks of the whole store, checksums of layers, usage
 //! - `export`: a volume or snapshot as a stand-alone image
 //! - `mapping`: which layer of a chain holds a guest cluster, by our own reading of the tables
 //! - `blocks`: what a snapshot holds, and what changed between two, in blocks of 512 KiB
@@ -27,6 +28,7 @@ pub mod import;
 pub mod layer;
 mod mapping;
 pub mod store;
+pub mod upkeep;
 
 pub use blocks::{BLOCK_BYTES, Block, ChangedBlock, ChangedBlocks, SnapshotBlocks, SnapshotReader};
 pub use check::{CheckReport, Repair};
@@ -36,7 +38,14 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::{Export, Piece};
 pub use id::{SnapshotId, VolumeId};
 pub use import::{DiskFormat, ImportOptions, ImportSource};
-pub use store::{Access, DiskSnapshots, SnapshotInfo, Store, VolumeInfo, VolumeSource};
+pub use store::{
+    Access, DiskSnapshots, MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress, SnapshotInfo,
+    Store, VolumeInfo, VolumeSource,
+};
+pub use upkeep::{
+    Blocks, CheckOptions, CheckProgress, ChecksumsMade, Finding, FindingKind, Owner, Skipped,
+    StoreReport, Usage,
+};
 
 /// The largest virtual disk, in bytes: 64 TiB, the largest EBS volume.
 pub const MAX_DISK_BYTES: u64 = 64 << 40;

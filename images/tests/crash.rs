@@ -14,6 +14,7 @@ use hearth_images::{
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,8 @@ use std::time::Duration;
 const STORE_VARIABLE: &str = "HEARTH_CRASH_TEST_STORE";
 const SEED_VARIABLE: &str = "HEARTH_CRASH_TEST_SEED";
 const FIRST_ID_VARIABLE: &str = "HEARTH_CRASH_TEST_FIRST_ID";
+/// Set if the worker takes snapshots, too.
+const SNAPSHOTS_VARIABLE: &str = "HEARTH_CRASH_TEST_SNAPSHOTS";
 
 const ROUNDS: u64 = 12;
 /// Tag of a sector that reads as zero.
@@ -116,10 +119,24 @@ fn worker() {
         .expect("open");
     // Some workers come to an end, so that closing is killed too.
     let ops = Rng::new(seed).below(3000);
+    let (working, store) = (AtomicU64::new(QUEUES), &store);
     std::thread::scope(|scope| {
         for queue in 0..QUEUES {
-            let (disk, next_id) = (&disk, &next_id);
-            scope.spawn(move || work(disk, queue, seed ^ (queue << 56), ops, next_id));
+            let (disk, next_id, working) = (&disk, &next_id, &working);
+            scope.spawn(move || {
+                work(disk, queue, seed ^ (queue << 56), ops, next_id);
+                working.fetch_sub(1, Ordering::Release);
+            });
+        }
+        if variable(SNAPSHOTS_VARIABLE).is_some() {
+            let mut rng = Rng::new(seed);
+            while working.load(Ordering::Acquire) > 0 {
+                let name = SnapshotId::new(format!("live-{:x}", rng.next())).expect("id");
+                store
+                    .snapshot_disks(&[(&disk, &volume_id(), &name)])
+                    .expect("snapshot");
+                std::thread::sleep(Duration::from_micros(rng.below(20_000)));
+            }
         }
     });
     disk.close().expect("close");
@@ -263,8 +280,9 @@ fn import_base(scratch: &Scratch) -> (SnapshotId, Expected) {
 }
 
 /// Runs a worker, kills it at a random moment, and returns its log.
-fn run_and_kill(store: &Store, seed: u64, first_id: u64) -> Vec<u8> {
+fn run_and_kill(store: &Store, seed: u64, first_id: u64, snapshots: bool) -> Vec<u8> {
     let mut child = Command::new(std::env::current_exe().expect("own path"))
+        .envs(snapshots.then_some((SNAPSHOTS_VARIABLE, "1")))
         .args(["worker", "--exact", "--ignored", "--nocapture"])
         .env(STORE_VARIABLE, store.root())
         .env(SEED_VARIABLE, seed.to_string())
@@ -286,8 +304,8 @@ fn run_and_kill(store: &Store, seed: u64, first_id: u64) -> Vec<u8> {
     reader.join().expect("reader")
 }
 
-fn run(seed: u64, rounds: u64) {
-    println!("seed {seed:#x}");
+fn run(seed: u64, rounds: u64, snapshots: bool) {
+    println!("seed {seed:#x}, snapshots: {snapshots}");
     let scratch = Scratch::new();
     let store = &scratch.store;
     let (snapshot, mut expected) = import_base(&scratch);
@@ -300,14 +318,15 @@ fn run(seed: u64, rounds: u64) {
     let mut first_id = BASE + 1;
     for round in 0..rounds {
         let context = format!("seed {seed:#x} round {round}");
-        let log = run_and_kill(store, rng.next(), first_id);
+        let log = run_and_kill(store, rng.next(), first_id, snapshots);
         first_id = first_id.max(expected.replay(&log) + 1);
 
+        let chain = store.volume(&id).expect("volume").chain_length;
         let found = store.check_volume(&id, Repair::No).unwrap_or_else(|error| {
             panic!("{context}: {error}");
         });
         println!(
-            "{context}: {} events, {} leaked, {} unaccounted",
+            "{context}: {} events, {chain} layers, {} leaked, {} unaccounted",
             log.len() / 32,
             found.leaked_clusters,
             found.unaccounted_clusters
@@ -325,16 +344,37 @@ fn run(seed: u64, rounds: u64) {
         assert_all_layers_are_clean(store);
         let disk = store.open_volume(&id, Access::ReadOnly).expect("open");
         expected.judge(&disk, &context);
+        drop(disk);
+        for name in store.snapshots().expect("snapshots") {
+            if name != snapshot {
+                store.delete_snapshot(&name).expect("delete");
+            }
+        }
+        while let Some(merge) = store.next_merge().expect("plan") {
+            store
+                .merge(&merge, |_| ControlFlow::Continue(()))
+                .expect("merge");
+        }
     }
+}
+
+fn rounds() -> u64 {
+    std::env::var("HEARTH_CRASH_TEST_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(ROUNDS)
 }
 
 #[test]
 fn flushed_data_survives_kill_nine_and_the_file_is_clean_after_recovery() {
-    let rounds = std::env::var("HEARTH_CRASH_TEST_ROUNDS")
-        .ok()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(ROUNDS);
     for seed in seeds() {
-        run(seed, rounds);
+        run(seed, rounds(), false);
+    }
+}
+
+#[test]
+fn flushed_data_survives_kill_nine_in_the_middle_of_live_snapshots() {
+    for seed in seeds() {
+        run(seed, rounds(), true);
     }
 }

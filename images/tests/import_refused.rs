@@ -435,3 +435,23 @@ fn no_single_broken_bit_of_a_header_or_table_makes_an_import_panic() {
     assert!(listing(&scratch.store.root().join("layers")).is_empty());
     assert!(listing(&scratch.store.root().join("tmp")).is_empty());
 }
+
+#[test]
+fn a_feature_name_table_that_ends_inside_of_an_entry_is_refused() {
+    let scratch = Scratch::new();
+    let mut image = Bytes::new(&scratch, &[]);
+    let kind = 0x6803_f857u32.to_be_bytes();
+    let found = image.0[..4096].windows(4).position(|bytes| bytes == kind);
+    let at = found.expect("QEMU writes one");
+    let length = image.0[at + 7];
+    for more in [1, 5] {
+        image.0[at + 7] = length + more;
+        expect_refusal(
+            &scratch,
+            &image.0,
+            ImportOptions::default(),
+            ErrorKind::InvalidFormat,
+            "feature names",
+        );
+    }
+}

@@ -1,14 +1,14 @@
-//! Calling as another account.
+//! Calls in the name of an account.
 
-use tonic::{Request, metadata::AsciiMetadataValue};
+use tonic::Request;
 
 /// A request of this account.
 ///
 /// # Panics
 /// When the name could not be metadata at all.
-pub fn of<T>(account: &str, message: T) -> Request<T> {
+pub fn as_account<T>(account: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let name = AsciiMetadataValue::try_from(account).expect("a visible name");
+    let name = account.parse().expect("the name of an account");
     request.metadata_mut().insert("hearth-account", name);
     request
 }

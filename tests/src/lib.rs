@@ -22,17 +22,19 @@
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
 //! - [`Netns`] is a network namespace for an agent, with taps.
-//! - [`accounts`] calls as somebody else.
+//! - [`as_account`] calls as somebody else.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
 //!
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
 //! hangs, and say nothing about speed.
 
-pub mod accounts;
+mod accounts;
+pub mod attachments;
 pub mod broken;
 mod console;
 mod errors;
 mod events;
+mod exports;
 mod guest;
 mod guest_image;
 mod hearth;
@@ -49,8 +51,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use accounts::as_account;
 pub use console::Console;
 pub use errors::Expect;
+pub use exports::{Exported, receive};
 pub use guest::Guest;
 pub use guest_image::GuestImage;
 pub use hearth::Hearth;

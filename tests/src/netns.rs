@@ -20,6 +20,9 @@ use rustix::{
 
 use crate::programs::output_of;
 
+/// For [`Netns::capture`]: frames of all types that come in or go out (`ETH_P_ALL`).
+pub const EVERY_FRAME: u16 = 3;
+
 /// A network namespace.
 pub struct Netns {
     /// A process that does nothing else than to be in there. It ends also when the test is
@@ -91,8 +94,9 @@ impl Netns {
         })
     }
 
-    /// A packet socket for all frames of one type that pass an interface in there: `recv` gives
-    /// a frame from its first byte (the type of the socket has no other meaning).
+    /// A packet socket for all frames of one type that come in on an interface in there, or for
+    /// [`EVERY_FRAME`], in both directions: `recv` gives a frame from its first byte (the type of
+    /// the socket has no other meaning).
     pub fn capture(&self, ethertype: u16) -> Result<UdpSocket> {
         let protocol = NonZeroU32::new(u32::from(ethertype.to_be())).context("ethertype 0")?;
         self.enter(|| {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::programs::output_of;
 
 /// Every file below a folder, with its length in bytes. Lock files are left out: they are empty,
-/// made when they are first needed, and stay.
+/// made when they are first needed, and stay. So are checksums, which come in the background.
 pub fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -21,7 +21,11 @@ pub fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, u64>> {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
-            } else if !entry.file_name().as_encoded_bytes().ends_with(b"lock") {
+                continue;
+            }
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            if !name.ends_with(b"lock") && !name.ends_with(b".sum") {
                 found.insert(entry.path(), entry.metadata()?.len());
             }
         }

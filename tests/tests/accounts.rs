@@ -10,7 +10,7 @@ use hearth_proto::v1::{
     RunInstancesRequest, StopInstancesRequest, TerminateInstancesRequest, WatchRequest,
     console_input::Input,
 };
-use hearth_tests::{Expect, Hearth, accounts, needs_kvm};
+use hearth_tests::{Expect, Hearth, as_account, needs_kvm};
 use tonic::Code;
 
 const EVE: &str = "eve";
@@ -31,7 +31,7 @@ async fn volume_of(hearth: &Hearth, account: &str) -> Result<String> {
     };
     let answer = hearth
         .volumes()
-        .create_volume(accounts::of(account, request))
+        .create_volume(as_account(account, request))
         .await?
         .into_inner();
     let volume = answer.volume.unwrap_or_default();
@@ -40,7 +40,7 @@ async fn volume_of(hearth: &Hearth, account: &str) -> Result<String> {
 }
 
 async fn volumes_seen_by(hearth: &Hearth, account: &str) -> Result<Vec<String>> {
-    let request = accounts::of(account, DescribeVolumesRequest::default());
+    let request = as_account(account, DescribeVolumesRequest::default());
     let answer = hearth.volumes().describe_volumes(request).await?;
     let volumes = answer.into_inner().volumes;
     Ok(volumes.into_iter().map(|v| v.volume_id).collect())
@@ -64,7 +64,7 @@ async fn an_account_sees_its_own_volumes_and_the_administrator_all() -> Result<(
     };
     let answer = hearth
         .volumes()
-        .describe_volumes(accounts::of(EVE, by_id))
+        .describe_volumes(as_account(EVE, by_id))
         .await;
     not_found("InvalidVolume.NotFound", "volume_ids[0]").check(answer)?;
     hearth.finish().await
@@ -81,14 +81,14 @@ async fn nothing_of_somebody_elses_volume_can_be_changed() -> Result<()> {
     refused.check(
         hearth
             .volumes()
-            .delete_volume(accounts::of(EVE, delete.clone()))
+            .delete_volume(as_account(EVE, delete.clone()))
             .await,
     )?;
     let grow = GrowVolumeRequest {
         volume_id: volume_id.clone(),
         size_gib: 2,
     };
-    refused.check(hearth.volumes().grow_volume(accounts::of(EVE, grow)).await)?;
+    refused.check(hearth.volumes().grow_volume(as_account(EVE, grow)).await)?;
     let detach = DetachVolumeRequest {
         volume_id,
         ..Default::default()
@@ -96,13 +96,13 @@ async fn nothing_of_somebody_elses_volume_can_be_changed() -> Result<()> {
     refused.check(
         hearth
             .volumes()
-            .detach_volume(accounts::of(EVE, detach))
+            .detach_volume(as_account(EVE, detach))
             .await,
     )?;
     // The administrator may.
     hearth
         .volumes()
-        .delete_volume(accounts::of("*", delete))
+        .delete_volume(as_account("*", delete))
         .await?;
     ensure!(volumes_seen_by(&hearth, "local").await?.is_empty());
     hearth.finish().await
@@ -118,7 +118,7 @@ async fn a_name_that_is_none_is_refused_and_all_accounts_own_nothing() -> Result
         };
         let answer = hearth
             .volumes()
-            .create_volume(accounts::of(name, request))
+            .create_volume(as_account(name, request))
             .await;
         Expect::invalid("InvalidParameterValue", "hearth-account").check(answer)?;
     }
@@ -136,14 +136,14 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
 
     let mut images = hearth.images();
     let seen = images
-        .describe_images(accounts::of(EVE, DescribeImagesRequest::default()))
+        .describe_images(as_account(EVE, DescribeImagesRequest::default()))
         .await?;
     ensure!(seen.into_inner().images.is_empty());
     let deregister = DeregisterImageRequest {
         image_id: image_id.clone(),
     };
     not_found("InvalidAMIID.NotFound", "image_id")
-        .check(images.deregister_image(accounts::of(EVE, deregister)).await)?;
+        .check(images.deregister_image(as_account(EVE, deregister)).await)?;
 
     let mut instances = hearth.instances();
     let run = RunInstancesRequest {
@@ -151,9 +151,9 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
         ..Default::default()
     };
     not_found("InvalidAMIID.NotFound", "image_id")
-        .check(instances.run_instances(accounts::of(EVE, run)).await)?;
+        .check(instances.run_instances(as_account(EVE, run)).await)?;
     let seen = instances
-        .describe_instances(accounts::of(EVE, DescribeInstancesRequest::default()))
+        .describe_instances(as_account(EVE, DescribeInstancesRequest::default()))
         .await?;
     ensure!(seen.into_inner().instances.is_empty());
     let refused = not_found("InvalidInstanceID.NotFound", "instance_ids[0]");
@@ -162,22 +162,18 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
         instance_ids: ids.clone(),
         ..Default::default()
     };
-    refused.check(instances.stop_instances(accounts::of(EVE, stop)).await)?;
+    refused.check(instances.stop_instances(as_account(EVE, stop)).await)?;
     let terminate = TerminateInstancesRequest { instance_ids: ids };
     refused.check(
         instances
-            .terminate_instances(accounts::of(EVE, terminate))
+            .terminate_instances(as_account(EVE, terminate))
             .await,
     )?;
     let refused = not_found("InvalidInstanceID.NotFound", "instance_id");
     let output = GetConsoleOutputRequest {
         instance_id: instance_id.clone(),
     };
-    refused.check(
-        instances
-            .get_console_output(accounts::of(EVE, output))
-            .await,
-    )?;
+    refused.check(instances.get_console_output(as_account(EVE, output)).await)?;
     let open = ConsoleInput {
         input: Some(Input::Open(ConsoleOpen {
             instance_id: instance_id.clone(),
@@ -185,7 +181,7 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
         })),
     };
     let answer = instances
-        .console(accounts::of(EVE, tokio_stream::iter([open])))
+        .console(as_account(EVE, tokio_stream::iter([open])))
         .await;
     let status = answer.err().expect("a console of somebody else's");
     not_found("InvalidInstanceID.NotFound", "instance_id").check_status(&status)?;
@@ -200,7 +196,7 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
     not_found("InvalidInstanceID.NotFound", "instance_id").check(
         hearth
             .volumes()
-            .attach_volume(accounts::of(EVE, attach.clone()))
+            .attach_volume(as_account(EVE, attach.clone()))
             .await,
     )?;
     let with_hers = RunInstancesRequest {
@@ -218,7 +214,7 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
     Expect::invalid("InvalidParameterCombination", "instance_id").check(
         hearth
             .volumes()
-            .attach_volume(accounts::of("*", attach))
+            .attach_volume(as_account("*", attach))
             .await,
     )?;
     drop(probe);
@@ -234,7 +230,7 @@ async fn a_watch_tells_of_the_accounts_own_objects_only() -> Result<()> {
     };
     let mut hers = hearth
         .events()
-        .watch(accounts::of(EVE, from_the_start()))
+        .watch(as_account(EVE, from_the_start()))
         .await?
         .into_inner();
     let ours = volume_of(&hearth, "local").await?;
@@ -244,7 +240,7 @@ async fn a_watch_tells_of_the_accounts_own_objects_only() -> Result<()> {
     ensure!(next.resource_id == mine, "{next:?}");
     let mut all = hearth
         .events()
-        .watch(accounts::of("*", from_the_start()))
+        .watch(as_account("*", from_the_start()))
         .await?
         .into_inner();
     let next = tokio::time::timeout(Duration::from_secs(30), all.message()).await??;

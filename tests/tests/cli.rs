@@ -144,6 +144,47 @@ async fn volumes_are_made_listed_grown_and_deleted() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volumes_have_classes_that_are_listed_chosen_and_modified() -> Result<()> {
+    let agent = Hearth::start().await?;
+    let classes = hearth(&agent, &["volume", "classes"])?.ok()?;
+    for words in [
+        "gp3",
+        "3000 included",
+        "st1",
+        "40 per TiB",
+        "burst 250 per TiB",
+    ] {
+        assert!(
+            classes.contains(words),
+            "`{words}` is missing in\n{classes}"
+        );
+    }
+    let create = ["volume", "create", "--size", "10", "--class"];
+    let made = hearth(&agent, &[&create[..], &["io2", "--iops", "500"]].concat())?.ok()?;
+    let id = first_id(&made)?;
+    assert!(made.contains("io2"), "{made}");
+    hearth(
+        &agent,
+        &["volume", "modify", id, "--size", "12", "--iops", "600"],
+    )?
+    .ok()?;
+    let shown = hearth(&agent, &["volume", "show", id])?.ok()?;
+    for words in ["12 GiB", "600 IOPS, 4000 MiB/s", "completed"] {
+        assert!(shown.contains(words), "`{words}` is missing in\n{shown}");
+    }
+    let json = json(&agent, &["volume", "show", id])?;
+    assert_eq!(text(&json, "/volumes/0/volumeClass"), "io2");
+    let small = hearth(&agent, &[&create[..], &["st1"]].concat())?.failed()?;
+    assert!(small.contains("--size") && small.contains("125"), "{small}");
+    let many = hearth(&agent, &["volume", "modify", id, "--iops", "12001"])?.failed()?;
+    assert!(
+        many.contains("--iops") && many.contains("100 to 12000"),
+        "{many}"
+    );
+    agent.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_directory_is_imported_and_named_by_name_or_id() -> Result<()> {
     let agent = Hearth::start().await?;
     let folder = tiny_image_folder(&agent)?;

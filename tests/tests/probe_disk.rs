@@ -268,3 +268,44 @@ async fn a_load_of_any_depth_is_served_without_an_error() -> Result<()> {
     }
     hearth.finish().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_reads_into_and_writes_from_memory_above_4_gib() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let large = |request: &mut RunInstancesRequest| {
+        with_second_disk(request);
+        request.memory_mib = 4096;
+    };
+    let mut probe = match hearth.probe(large).await {
+        Err(error) if format!("{error:?}").contains("InsufficientInstanceCapacity") => {
+            eprintln!("skipped: no 4 GiB of memory for a guest");
+            return Ok(());
+        }
+        probe => probe?,
+    };
+    let machine = probe.expect_ok("identify").await?;
+    let memory = number(&machine, "memory_bytes")?;
+    ensure!(memory > (4 << 30) - (1 << 20), "{machine}");
+    // Each way of where the data lies in memory, and the other way to see what came of it.
+    probe
+        .expect_ok("write length=3M pattern=3 above_4g=true")
+        .await?;
+    probe.expect_ok("verify length=3M pattern=3").await?;
+    probe
+        .expect_ok("write offset=3M length=3M pattern=4")
+        .await?;
+    let low = probe.expect_ok("read offset=3M length=3M").await?;
+    let high = probe
+        .expect_ok("read offset=3M length=3M above_4g=true")
+        .await?;
+    ensure!(low["fnv1a"] == high["fnv1a"], "{low} {high}");
+    probe
+        .expect_ok("verify offset=3M length=3M pattern=4 above_4g=true")
+        .await?;
+    // And it is looked at, wherever it lies.
+    probe
+        .expect_error("verify length=1M pattern=5 above_4g=true")
+        .await?;
+    hearth.finish().await
+}

@@ -1,8 +1,10 @@
 //! How guests live and end: told by the guest itself, seen in states, reasons and events.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{BootProtocol, Event, InstanceState, StopInstancesRequest};
-use hearth_tests::{Hearth, needs_kvm, probe, processes};
+use hearth_tests::{Hearth, needs_kvm, probe, processes, programs, store};
 
 /// The event that an instance is stopped.
 fn is_stop(event: &Event) -> bool {
@@ -185,5 +187,38 @@ async fn a_guest_that_spins_comes_back_from_a_reboot_when_its_vmm_is_killed() ->
     let instance = probe.guest.describe().await?;
     assert_eq!(instance.state(), InstanceState::Running);
     assert_ne!(instance.vmm_pid, pid);
+    hearth.finish().await
+}
+
+/// The whole of the Rust files in this crate's folder of tests.
+fn tests() -> Result<String> {
+    let mut text = String::new();
+    for file in store::files_below(&programs::repository().join("tests/tests"))?.keys() {
+        text += &fs::read_to_string(file)?;
+    }
+    Ok(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_command_of_the_probe_is_documented_and_used_by_a_test() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(|_| {}).await?;
+    let help = probe.expect_ok("help").await?;
+    let commands = help.as_object().context("help is no object")?;
+    let commands: Vec<&String> = commands
+        .keys()
+        .filter(|key| !["ok", "command"].contains(&key.as_str()))
+        .collect();
+    ensure!(commands.len() > 30, "{commands:?}");
+    let readme = programs::repository().join("tests/probe/README.md");
+    let (readme, tests) = (fs::read_to_string(readme)?, tests()?);
+    for command in commands {
+        ensure!(readme.contains(&format!("`{command}`")), "{command}");
+        // At the start of what a test types, whatever follows.
+        let typed = [' ', '"'].map(|after| format!("\"{command}{after}"));
+        let used = typed.iter().any(|typed| tests.contains(typed));
+        ensure!(used, "no test uses {command}");
+    }
     hearth.finish().await
 }

@@ -9,7 +9,7 @@ use hearth_proto::v1::{
     TerminateInstancesRequest,
 };
 use hearth_tests::{
-    Expect, Hearth, accounts::of as as_account, needs_kvm, probe,
+    Expect, Hearth, as_account, needs_kvm, probe,
     snapshots::{BLOCK, pattern_at},
 };
 use tonic::{Code, Request};

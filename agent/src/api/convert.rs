@@ -3,6 +3,8 @@
 use hearth_images::DiskFormat;
 use hearth_proto::v1;
 
+pub use super::convert_volume::{volume, volume_class};
+
 use crate::{
     error::{ApiError, ApiResult},
     events::Event,
@@ -14,10 +16,7 @@ use crate::{
     sharing::{Change as PermissionChange, Permissions},
     snapshots::model::{Snapshot, SnapshotState},
     tags::Tag,
-    volumes::{
-        VolumeView,
-        model::{Volume, VolumeState},
-    },
+    volumes::model::Volume,
 };
 
 pub fn tags_in(tags: Vec<v1::Tag>) -> Vec<Tag> {
@@ -29,7 +28,7 @@ pub fn tags_in(tags: Vec<v1::Tag>) -> Vec<Tag> {
         .collect()
 }
 
-fn tags_out(tags: Vec<Tag>) -> Vec<v1::Tag> {
+pub fn tags_out(tags: Vec<Tag>) -> Vec<v1::Tag> {
     tags.into_iter()
         .map(|tag| v1::Tag {
             key: tag.key,
@@ -134,37 +133,6 @@ pub fn changes(changes: Vec<(String, Change)>) -> Vec<v1::InstanceStateChange> {
             current_state: instance_state(change.current).into(),
         })
         .collect()
-}
-
-pub fn volume(view: VolumeView) -> v1::Volume {
-    let VolumeView {
-        volume,
-        allocated_bytes,
-    } = view;
-    let state = match volume.state {
-        VolumeState::Creating => v1::VolumeState::Creating,
-        VolumeState::Available => v1::VolumeState::Available,
-        VolumeState::InUse => v1::VolumeState::InUse,
-        VolumeState::Deleting => v1::VolumeState::Deleting,
-    };
-    v1::Volume {
-        volume_id: volume.id,
-        owner_id: volume.owner,
-        state: state.into(),
-        size_bytes: volume.size_bytes,
-        image_id: volume.image_id.unwrap_or_default(),
-        attachment: volume.attachment.map(|attachment| v1::VolumeAttachment {
-            instance_id: attachment.instance_id,
-            device_name: attachment.device,
-            delete_on_termination: attachment.delete_on_termination,
-            read_only: attachment.read_only,
-        }),
-        create_time: Some(volume.create_time.into()),
-        tags: tags_out(volume.tags),
-        client_token: volume.client_token,
-        allocated_bytes,
-        snapshot_id: volume.snapshot_id.unwrap_or_default(),
-    }
 }
 
 pub fn snapshot(snapshot: Snapshot) -> v1::Snapshot {

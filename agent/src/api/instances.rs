@@ -111,6 +111,9 @@ fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
     DiskRequest {
         device_name: mapping.device_name,
         size_gib: mapping.size_gib,
+        volume_class: mapping.volume_class,
+        iops: mapping.iops,
+        throughput_mib: mapping.throughput_mib,
         volume_id: mapping.volume_id,
         snapshot_id: mapping.snapshot_id,
         delete_on_termination: mapping.delete_on_termination,
@@ -340,6 +343,8 @@ impl InstanceService for InstanceApi {
                 name: shape.name.clone(),
                 vcpus: shape.vcpus,
                 memory_mib: shape.memory_mib,
+                max_disk_iops: shape.disk_iops.unwrap_or(0),
+                max_disk_throughput_mib: shape.disk_throughput_mib.unwrap_or(0),
             })
             .collect();
         Ok(Response::new(v1::DescribeInstanceTypesResponse {

@@ -1,6 +1,6 @@
 //! `VolumeService`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hearth_proto::v1::{self, volume_service_server::VolumeService};
 use tonic::{Request, Response, Status, Streaming};
@@ -11,19 +11,23 @@ use crate::{
     context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
+    instances::Instances,
     tokens::ClientToken,
     transfer,
     volumes::{
         self, CreateRequest,
-        attach::{self, AttachRequest},
+        attach::{self, AttachRequest, DetachRequest},
+        classes::choice::ClassChoice,
         import::{self, ImportRequest},
         model::Volume,
+        modify::{self, ModifyRequest},
     },
 };
 
 /// The service.
 pub struct VolumeApi {
     pub context: Arc<Context>,
+    pub instances: Arc<Instances>,
 }
 
 fn import_request(owner: String, header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
@@ -40,6 +44,7 @@ fn import_request(owner: String, header: v1::ImportVolumeHeader) -> ApiResult<Im
         length_bytes: header.length_bytes,
         sha256: header.sha256,
         size_gib: header.size_gib,
+        class: ClassChoice::from_wire(header.volume_class, header.iops, header.throughput_mib),
         tags: convert::tags_in(header.tags),
         client_token: header.client_token,
         token,
@@ -77,6 +82,11 @@ impl VolumeService for VolumeApi {
             owner,
             size_gib: request.size_gib,
             image_id: request.image_id,
+            class: ClassChoice::from_wire(
+                request.volume_class,
+                request.iops,
+                request.throughput_mib,
+            ),
             snapshot_id: request.snapshot_id,
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
@@ -106,7 +116,7 @@ impl VolumeService for VolumeApi {
             }
         };
         let request = import_request(owner, header)?;
-        request.check()?;
+        request.check(&self.context.classes)?;
         let (feed, body) = transfer::channel(request.length_bytes);
         let import = import::import(self.context.clone(), request, body);
         let volume = super::fed(super::pump(stream, feed, data), import).await?;
@@ -144,9 +154,40 @@ impl VolumeService for VolumeApi {
         } = request.into_inner();
         let named = Named::own(Kind::Volume, &volume_id, "volume_id");
         account.check(&self.context, vec![named]).await?;
-        let volume = volumes::grow(self.context.clone(), volume_id, size_gib).await?;
+        let volume = modify::grow(self.context.clone(), volume_id, size_gib).await?;
         Ok(Response::new(v1::GrowVolumeResponse {
             volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn modify_volume(
+        &self,
+        request: Request<v1::ModifyVolumeRequest>,
+    ) -> Result<Response<v1::ModifyVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let named = Named::own(Kind::Volume, &request.volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
+        let request = ModifyRequest {
+            volume_id: request.volume_id,
+            size_gib: request.size_gib,
+            volume_class: request.volume_class,
+            iops: request.iops,
+            throughput_mib: request.throughput_mib,
+        };
+        let volume = modify::modify(self.context.clone(), request).await?;
+        Ok(Response::new(v1::ModifyVolumeResponse {
+            volume: Some(convert::volume(volume)),
+        }))
+    }
+
+    async fn describe_volume_classes(
+        &self,
+        _request: Request<v1::DescribeVolumeClassesRequest>,
+    ) -> Result<Response<v1::DescribeVolumeClassesResponse>, Status> {
+        let classes = self.context.classes.all();
+        Ok(Response::new(v1::DescribeVolumeClassesResponse {
+            volume_classes: classes.iter().map(convert::volume_class).collect(),
         }))
     }
 
@@ -180,7 +221,7 @@ impl VolumeService for VolumeApi {
             delete_on_termination: request.delete_on_termination,
             read_only: request.read_only,
         };
-        let volume = attach::attach(self.context.clone(), request).await?;
+        let volume = attach::attach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::AttachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))
@@ -191,10 +232,18 @@ impl VolumeService for VolumeApi {
         request: Request<v1::DetachVolumeRequest>,
     ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
         let account = Account::of(&request)?;
-        let volume_id = request.into_inner().volume_id;
-        let named = Named::own(Kind::Volume, &volume_id, "volume_id");
+        let request = request.into_inner();
+        let named = Named::own(Kind::Volume, &request.volume_id, "volume_id");
         account.check(&self.context, vec![named]).await?;
-        let volume = attach::detach(self.context.clone(), volume_id).await?;
+        let request = DetachRequest {
+            volume_id: request.volume_id,
+            force: request.force,
+            patience: match request.timeout_seconds {
+                0 => attach::DETACH_PATIENCE,
+                seconds => Duration::from_secs(seconds.into()),
+            },
+        };
+        let volume = attach::detach(self.context.clone(), self.instances.clone(), request).await?;
         Ok(Response::new(v1::DetachVolumeResponse {
             volume: Some(convert::volume(volume)),
         }))

@@ -8,6 +8,7 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+mod owners;
 pub mod permissions;
 mod schema;
 pub mod snapshots;
@@ -27,6 +28,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
+pub use owners::owners;
 #[cfg(test)]
 pub(crate) use schema::migrate;
 pub(crate) use states::state_names;

@@ -104,7 +104,17 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (resource_id, account)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX permissions_by_account ON permissions (account);",
-    // 3: snapshots, and the images that are made of them.
+    // 3: classes of volumes, burst credits, modifications.
+    "ALTER TABLE volumes ADD COLUMN class TEXT NOT NULL DEFAULT 'gp3';
+    ALTER TABLE volumes ADD COLUMN iops INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE volumes ADD COLUMN throughput_mib INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE volumes ADD COLUMN credits INTEGER;
+    ALTER TABLE volumes ADD COLUMN credits_at INTEGER;
+    ALTER TABLE volumes ADD COLUMN modification TEXT;",
+    // 4: volumes come to and go from running instances.
+    "ALTER TABLE volumes ADD COLUMN attachment_state TEXT NOT NULL DEFAULT 'attached';
+    ALTER TABLE volumes ADD COLUMN detach_deadline INTEGER;",
+    // 5: snapshots, and the images that are made of them.
     "CREATE TABLE snapshots (
         seq             INTEGER PRIMARY KEY AUTOINCREMENT,
         id              TEXT NOT NULL UNIQUE,
@@ -168,6 +178,25 @@ mod tests {
             .query_row("SELECT count(*) FROM client_tokens", [], |row| row.get(0))
             .expect("count");
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn volumes_from_before_there_were_classes_are_gp3() {
+        let mut connection = Connection::open_in_memory().expect("open");
+        connection.execute_batch(STEPS[0]).expect("the first step");
+        connection
+            .execute_batch(
+                "PRAGMA user_version = 1;
+                INSERT INTO volumes VALUES (1, 'vol-1', 'o', 'available', 512, NULL, NULL, NULL,
+                    0, 0, 1, '[]', '', 1024)",
+            )
+            .expect("a volume");
+        migrate(&mut connection).expect("migrate");
+        let volumes = crate::db::volumes::being_modified(&connection).expect("volumes");
+        assert_eq!(volumes.len(), 1, "what was being made larger still is");
+        let volume = &volumes[0];
+        assert_eq!((volume.class.name.as_str(), volume.class.iops), ("gp3", 0));
+        assert_eq!((volume.credits, volume.modification.clone()), (None, None));
     }
 
     #[test]

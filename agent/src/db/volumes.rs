@@ -6,14 +6,20 @@ use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     time::Millis,
-    volumes::model::{Attachment, Volume, VolumeState},
+    volumes::{
+        classes::choice::ClassChoice,
+        model::{Attachment, AttachmentState, Credits, Volume, VolumeState},
+    },
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
     delete_on_termination, read_only, create_time, tags, client_token, growing_to,
-    snapshot_id FROM volumes";
+    class, iops, throughput_mib, credits, credits_at, modification, attachment_state,
+    detach_deadline, snapshot_id FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
+
+const ATTACHMENT_EVENT: &str = "volume.attachment";
 
 /// Stores a new volume and the event of its birth.
 pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
@@ -21,10 +27,10 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO volumes (id, owner, state, size_bytes, image_id, instance_id, device,
             delete_on_termination, read_only, create_time, tags, client_token, growing_to,
-            snapshot_id)
+            class, iops, throughput_mib, modification, snapshot_id)
          VALUES (:id, :owner, :state, :size_bytes, :image_id, :instance_id, :device,
             :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to,
-            :snapshot_id)",
+            :class, :iops, :throughput_mib, :modification, :snapshot_id)",
     )?
     .execute(named_params! {
         ":id": volume.id,
@@ -40,6 +46,10 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
         ":tags": to_json(&volume.tags)?,
         ":client_token": volume.client_token,
         ":growing_to": volume.growing_to.map(signed),
+        ":class": volume.class.name,
+        ":iops": volume.class.iops,
+        ":throughput_mib": volume.class.throughput_mib,
+        ":modification": volume.modification.as_ref().map(to_json).transpose()?,
         ":snapshot_id": volume.snapshot_id,
     })?;
     volume.seq = tx.last_insert_rowid();
@@ -60,7 +70,10 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         "UPDATE volumes SET state = :state, size_bytes = :size_bytes,
             instance_id = :instance_id, device = :device,
             delete_on_termination = :delete_on_termination, read_only = :read_only,
-            growing_to = :growing_to WHERE id = :id",
+            growing_to = :growing_to, class = :class, iops = :iops,
+            throughput_mib = :throughput_mib, modification = :modification,
+            attachment_state = :attachment_state, detach_deadline = :detach_deadline
+         WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
@@ -71,6 +84,12 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         ":delete_on_termination": attachment.is_some_and(|a| a.delete_on_termination),
         ":read_only": attachment.is_some_and(|a| a.read_only),
         ":growing_to": after.growing_to.map(signed),
+        ":class": after.class.name,
+        ":iops": after.class.iops,
+        ":throughput_mib": after.class.throughput_mib,
+        ":modification": after.modification.as_ref().map(to_json).transpose()?,
+        ":attachment_state": attachment.map_or(AttachmentState::Attached, |a| a.state),
+        ":detach_deadline": attachment.and_then(|a| a.detach_deadline).map(|when| when.0),
     })?;
     if before.state != after.state {
         let (from, to) = (before.state.word(), after.state.word());
@@ -82,6 +101,29 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
         tx.event(
             NewEvent::state(STATE_EVENT, &after.owner, &after.id, from, to).because("", &told),
         );
+    }
+    Ok(())
+}
+
+/// [`update`], and the event of a change in an attachment to a running instance; `why` is for
+/// people.
+pub fn update_attachment(
+    tx: &mut Tx<'_>,
+    before: &Volume,
+    after: &Volume,
+    why: &str,
+) -> DbResult<()> {
+    let word = |volume: &Volume| volume.attachment.as_ref().map_or("", |a| a.state.word());
+    update(tx, before, after)?;
+    if word(before) != word(after) {
+        let event = NewEvent::state(
+            ATTACHMENT_EVENT,
+            &after.owner,
+            &after.id,
+            word(before),
+            word(after),
+        );
+        tx.event(event.because("", why));
     }
     Ok(())
 }
@@ -127,9 +169,30 @@ pub fn in_state(connection: &Connection, state: VolumeState) -> DbResult<Vec<Vol
     collect(connection, "WHERE state = ?1 ORDER BY seq", [state])
 }
 
-/// Those whose growing did not end.
-pub fn growing(connection: &Connection) -> DbResult<Vec<Volume>> {
-    collect(connection, "WHERE growing_to IS NOT NULL ORDER BY seq", [])
+/// Those whose modification did not end.
+pub fn being_modified(connection: &Connection) -> DbResult<Vec<Volume>> {
+    collect(
+        connection,
+        "WHERE growing_to IS NOT NULL OR modification ->> 'state' = 'modifying' ORDER BY seq",
+        [],
+    )
+}
+
+/// Stores burst credits, apart from [`update`]: they come in while rows change. Those of another
+/// class than the volume has by now are not stored.
+pub fn set_credits(tx: &Tx<'_>, id: &str, class: &ClassChoice, credits: Credits) -> DbResult<()> {
+    tx.prepare_cached(
+        "UPDATE volumes SET credits = ?1, credits_at = ?2 WHERE id = ?3 AND class = ?4",
+    )?
+    .execute(params![signed(credits.count), credits.at.0, id, class.name])?;
+    Ok(())
+}
+
+/// Forgets burst credits: the volume then has all that it may have.
+pub fn clear_credits(tx: &Tx<'_>, id: &str) -> DbResult<()> {
+    tx.prepare_cached("UPDATE volumes SET credits = NULL, credits_at = NULL WHERE id = ?1")?
+        .execute([id])?;
+    Ok(())
 }
 
 /// Ids of all.
@@ -162,12 +225,14 @@ fn collect(
 ) -> DbResult<Vec<Volume>> {
     let mut select = connection.prepare_cached(&format!("{SELECT} {condition}"))?;
     let rows = select.query_map(parameters, |row| {
-        Ok((volume(row)?, row.get::<_, String>(11)?))
+        let modification: Option<String> = row.get("modification")?;
+        Ok((volume(row)?, row.get::<_, String>(11)?, modification))
     })?;
     rows.map(|row| {
-        let (volume, tags) = row?;
+        let (volume, tags, modification) = row?;
         Ok(Volume {
             tags: from_json(&tags)?,
+            modification: modification.map(|text| from_json(&text)).transpose()?,
             ..volume
         })
     })
@@ -178,6 +243,8 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
     let instance_id: Option<String> = row.get(6)?;
     let device: Option<String> = row.get(7)?;
     let (delete_on_termination, read_only) = (row.get(8)?, row.get(9)?);
+    let state = row.get("attachment_state")?;
+    let detach_deadline = row.get::<_, Option<i64>>("detach_deadline")?.map(Millis);
     Ok(Volume {
         seq: row.get(0)?,
         id: row.get(1)?,
@@ -192,11 +259,26 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
                 device,
                 delete_on_termination,
                 read_only,
+                state,
+                detach_deadline,
             }),
         create_time: Millis(row.get(10)?),
         tags: Vec::new(),
         client_token: row.get(12)?,
         growing_to: row.get::<_, Option<i64>>(13)?.map(unsigned),
-        snapshot_id: row.get(14)?,
+        class: ClassChoice {
+            name: row.get("class")?,
+            iops: row.get("iops")?,
+            throughput_mib: row.get("throughput_mib")?,
+        },
+        credits: row
+            .get::<_, Option<i64>>("credits")?
+            .zip(row.get::<_, Option<i64>>("credits_at")?)
+            .map(|(count, at)| Credits {
+                count: unsigned(count),
+                at: Millis(at),
+            }),
+        modification: None,
+        snapshot_id: row.get("snapshot_id")?,
     })
 }

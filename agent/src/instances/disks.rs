@@ -5,7 +5,11 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     images::model::Image,
-    volumes::{check_size_gib, model::GIB},
+    volumes::{
+        check_size_gib,
+        classes::{Classes, choice::ClassChoice},
+        model::GIB,
+    },
 };
 
 /// A disk that a caller asks for.
@@ -13,6 +17,10 @@ use crate::{
 pub struct DiskRequest {
     pub device_name: String,
     pub size_gib: u64,
+    /// Empty is the default one.
+    pub volume_class: String,
+    pub iops: u32,
+    pub throughput_mib: u32,
     pub volume_id: String,
     pub snapshot_id: String,
     pub delete_on_termination: Option<bool>,
@@ -24,6 +32,8 @@ pub struct DiskRequest {
 pub struct Disk {
     pub device: String,
     pub source: DiskSource,
+    /// Of a new one.
+    pub class: ClassChoice,
     pub delete_on_termination: bool,
     pub read_only: bool,
     /// The request's field, for errors.
@@ -44,7 +54,12 @@ pub enum DiskSource {
 }
 
 /// Plans the disks of each of `count` instances.
-pub fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Vec<Disk>> {
+pub fn plan(
+    image: &Image,
+    requests: &[DiskRequest],
+    count: u32,
+    classes: &Classes,
+) -> ApiResult<Vec<Disk>> {
     let mut disks: Vec<Disk> = Vec::new();
     let mut taken: Vec<String> = Vec::new();
     // Names that the caller gave go first, so that a free letter is really free.
@@ -64,12 +79,17 @@ pub fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Ve
     }
     if image.has_root && !taken.iter().any(|name| name == devices::ROOT) {
         taken.push(devices::ROOT.to_owned());
-        disks.push(root(image, &DiskRequest::default(), String::new())?);
+        disks.push(root(
+            image,
+            &DiskRequest::default(),
+            String::new(),
+            classes,
+        )?);
     }
     for (index, request) in requests.iter().enumerate() {
         let field = format!("block_devices[{index}]");
         if image.has_root && request.device_name == devices::ROOT {
-            disks.push(root(image, request, field)?);
+            disks.push(root(image, request, field, classes)?);
             continue;
         }
         let device = if request.device_name.is_empty() {
@@ -81,7 +101,8 @@ pub fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Ve
         };
         disks.push(Disk {
             device,
-            source: source(request, count, &field)?,
+            source: source(request, count, &field, classes)?,
+            class: request.class(),
             delete_on_termination: request.delete_on_termination.unwrap_or(false),
             read_only: request.read_only,
             field,
@@ -103,7 +124,18 @@ pub fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Ve
     Ok(disks)
 }
 
-fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> {
+impl DiskRequest {
+    fn class(&self) -> ClassChoice {
+        ClassChoice::from_wire(self.volume_class.clone(), self.iops, self.throughput_mib)
+    }
+
+    /// Whether something was asked for that only a new volume can have.
+    fn asks_for_class(&self) -> bool {
+        !self.volume_class.is_empty() || self.iops != 0 || self.throughput_mib != 0
+    }
+}
+
+fn root(image: &Image, request: &DiskRequest, field: String, classes: &Classes) -> ApiResult<Disk> {
     if !request.volume_id.is_empty() {
         return Err(ApiError::field(
             Reason::InvalidParameterCombination,
@@ -135,16 +167,27 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
         }
         wanted
     };
+    let path = match field.as_str() {
+        "" => String::new(),
+        field => format!("{field}."),
+    };
+    classes.check(&request.class(), size_bytes, &path)?;
     Ok(Disk {
         device: devices::ROOT.to_owned(),
         source: DiskSource::Root { size_bytes },
+        class: request.class(),
         delete_on_termination: request.delete_on_termination.unwrap_or(true),
         read_only: request.read_only,
         field,
     })
 }
 
-fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSource> {
+fn source(
+    request: &DiskRequest,
+    count: u32,
+    field: &str,
+    classes: &Classes,
+) -> ApiResult<DiskSource> {
     if request.volume_id.is_empty() && !request.snapshot_id.is_empty() {
         Kind::Snapshot.check(&request.snapshot_id, &format!("{field}.snapshot_id"))?;
         if request.size_gib != 0 {
@@ -157,6 +200,8 @@ fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSourc
     }
     if request.volume_id.is_empty() {
         check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
+        let size_bytes = request.size_gib * GIB;
+        classes.check(&request.class(), size_bytes, &format!("{field}."))?;
         return Ok(DiskSource::Empty {
             size_gib: request.size_gib,
         });
@@ -175,6 +220,11 @@ fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSourc
     }
     if request.size_gib != 0 {
         return Err(combination("give either a volume or the size of a new one"));
+    }
+    if request.asks_for_class() {
+        return Err(combination(
+            "give either a volume or the class of a new one; ModifyVolume changes a volume's class",
+        ));
     }
     if count > 1 {
         return Err(combination("a volume can be attached to one instance only"));
@@ -206,6 +256,11 @@ mod tests {
             tags: Vec::new(),
             client_token: String::new(),
         }
+    }
+
+    fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Vec<Disk>> {
+        let classes = Classes::load("/nonexistent".as_ref()).expect("built in");
+        super::plan(image, requests, count, &classes)
     }
 
     fn named(device_name: &str, size_gib: u64) -> DiskRequest {
@@ -252,6 +307,15 @@ mod tests {
             size_gib: 1,
             ..volume.clone()
         };
+        let volume_and_class = DiskRequest {
+            volume_class: "gp3".to_owned(),
+            ..volume.clone()
+        };
+        let of_class = |size_gib, volume_class: &str, iops| DiskRequest {
+            volume_class: volume_class.to_owned(),
+            iops,
+            ..named("", size_gib)
+        };
         let root_volume = DiskRequest {
             device_name: "/dev/vda".to_owned(),
             ..volume.clone()
@@ -272,6 +336,14 @@ mod tests {
                 "block_devices[1].device_name",
             ),
             (vec![volume.clone()], 2, "block_devices[0].volume_id"),
+            (vec![volume_and_class], 1, "block_devices[0].volume_id"),
+            (
+                vec![of_class(1, "x", 0)],
+                1,
+                "block_devices[0].volume_class",
+            ),
+            (vec![of_class(1, "st1", 0)], 1, "block_devices[0].size_gib"),
+            (vec![of_class(9, "gp3", 5000)], 1, "block_devices[0].iops"),
             (vec![both], 1, "block_devices[0].volume_id"),
             (vec![root_volume], 1, "block_devices[0].volume_id"),
             (

@@ -7,6 +7,8 @@
 //!
 //! Each change is committed before it is carried out.
 
+pub mod plug;
+
 use std::{sync::Arc, time::Duration};
 
 use hearth_images::crash_point;
@@ -15,6 +17,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use self::plug::{PlugInput, Plugs};
 use super::{
     cleanup, launch,
     model::{Instance, Operation, StateReason},
@@ -33,7 +36,10 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     events::{self, NewEvent},
     time::Millis,
-    volumes::model::{Volume, VolumeState},
+    volumes::{
+        credits,
+        model::{Volume, VolumeState},
+    },
 };
 
 /// How long a guest may take to shut down for a reboot.
@@ -80,6 +86,8 @@ pub enum Input {
     PressFailed { generation: u64 },
     /// The VMM has ended.
     Ended { generation: u64, end: End },
+    /// Volumes come or go.
+    Plug(PlugInput),
     /// A disk of the guest failed.
     DiskError { serial: String, message: String },
 }
@@ -110,6 +118,7 @@ pub struct Driver {
     up_since: Instant,
     timer: Option<(Instant, Timer)>,
     quick_resets: u32,
+    plugs: Plugs,
 }
 
 /// How others reach a driver.
@@ -143,6 +152,7 @@ pub fn spawn(context: Arc<Context>, starts: Arc<Semaphore>, row: Instance, new: 
         up_since: Instant::now(),
         timer: None,
         quick_resets: 0,
+        plugs: Plugs::default(),
     };
     tokio::spawn(driver.run(new));
     handle
@@ -225,6 +235,7 @@ impl Driver {
             Input::Ended { generation, end } if generation == self.generation => {
                 self.ended(end).await;
             }
+            Input::Plug(input) => self.plug(input).await,
             Input::PressFailed { generation } if generation == self.generation => self.kill(),
             Input::DiskError { serial, message } => {
                 tracing::warn!(instance = self.row.id, serial, message, "disk error");
@@ -390,6 +401,7 @@ impl Driver {
         });
         self.runs(Some(process.pid)).await;
         self.carry_out().await;
+        self.plug_all().await;
     }
 
     /// Commits that the guest runs, as far as its state says that it should.
@@ -442,6 +454,9 @@ impl Driver {
         crash_point("instance.vmm-ended");
         self.vmm = None;
         self.timer = None;
+        let run_dir = self.context.settings.run_dir(&self.row.id);
+        credits::keep_reported(&self.context, &self.row.id, &run_dir).await;
+        self.forget_plugs();
         tracing::info!(
             instance = self.row.id,
             ?end,
@@ -537,27 +552,33 @@ impl Driver {
     /// Commits what has happened already: there is no way back, so it is tried until it works.
     /// `volumes` also settles the volumes that were made for the instance.
     async fn commit_surely(&mut self, after: Instance, event: Option<NewEvent>, volumes: bool) {
-        loop {
-            let (before, row, event) = (self.row.clone(), after.clone(), event.clone());
-            let written = self.context.db.write(move |tx| {
-                db::instances::update(tx, &before, &row)?;
-                if volumes {
-                    settle_volumes(tx, &row.id)?;
-                }
-                if let Some(event) = event {
-                    tx.event(event);
-                }
-                Ok::<_, DbError>(())
-            });
-            match written.await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::error!(instance = self.row.id, %error, "tried again in a second");
-                    sleep(Duration::from_secs(1)).await;
-                }
+        let (before, row) = (self.row.clone(), after.clone());
+        self.surely(move |tx| {
+            db::instances::update(tx, &before, &row)?;
+            if volumes {
+                settle_volumes(tx, &row.id)?;
             }
-        }
+            if row.vmm_pid.is_none() {
+                plug::settle(tx, &row.id)?;
+            }
+            if let Some(event) = event.clone() {
+                tx.event(event);
+            }
+            Ok(())
+        })
+        .await;
         self.adopt_row(after);
+    }
+
+    /// A transaction that is tried until it works.
+    async fn surely(
+        &self,
+        transaction: impl Fn(&mut Tx<'_>) -> Result<(), DbError> + Clone + Send + 'static,
+    ) {
+        while let Err(error) = self.context.db.write(transaction.clone()).await {
+            tracing::error!(instance = self.row.id, %error, "tried again in a second");
+            sleep(Duration::from_secs(1)).await;
+        }
     }
 
     /// `row` has been committed.

@@ -13,7 +13,10 @@ use crate::{
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
-    volumes::model::{Attachment, GIB, Volume, VolumeState},
+    volumes::{
+        classes::Classes,
+        model::{Attachment, AttachmentState, GIB, Volume, VolumeState},
+    },
 };
 
 use super::{
@@ -156,7 +159,13 @@ impl LaunchRequest {
     }
 
     /// Checks the rest and makes the rows.
-    pub fn commit(&self, tx: &mut Tx<'_>, shape: &Shape, memory: &Memory) -> ApiResult<Launched> {
+    pub fn commit(
+        &self,
+        tx: &mut Tx<'_>,
+        shape: &Shape,
+        memory: &Memory,
+        classes: &Classes,
+    ) -> ApiResult<Launched> {
         if let Some(token) = &self.token
             && let Some(ids) = token.earlier(tx)?
         {
@@ -173,7 +182,7 @@ impl LaunchRequest {
         }
         let kernel_args = joined_args(&image.kernel_args, &self.extra_kernel_args)?;
         interfaces::check_free(tx, &self.interfaces)?;
-        let disks = disks::plan(&image, &self.disks, shape.max_count)?;
+        let disks = disks::plan(&image, &self.disks, shape.max_count, classes)?;
         let committed = db::instances::committed_memory(tx)?;
         let room = memory.room_for(shape.memory_bytes, committed);
         if room < u64::from(shape.min_count) {
@@ -250,6 +259,8 @@ impl LaunchRequest {
             device: disk.device.clone(),
             delete_on_termination: disk.delete_on_termination,
             read_only: disk.read_only,
+            state: AttachmentState::Attached,
+            detach_deadline: None,
         });
         let (size_bytes, image_id, snapshot_id) = match &disk.source {
             DiskSource::Existing(id) => {
@@ -290,6 +301,9 @@ impl LaunchRequest {
             tags: Vec::new(),
             client_token: String::new(),
             growing_to: None,
+            class: disk.class.clone(),
+            credits: None,
+            modification: None,
         };
         Ok(db::volumes::insert(tx, &mut volume)?)
     }
@@ -412,7 +426,8 @@ mod tests {
     async fn launch(db: &Db, request: LaunchRequest) -> ApiResult<Launched> {
         let types = Catalogue::load("/nonexistent".as_ref()).expect("built in");
         let shape = request.check(&types)?;
-        db.write(move |tx| request.commit(tx, &shape, &MEMORY))
+        let classes = Classes::load("/nonexistent".as_ref()).expect("built in");
+        db.write(move |tx| request.commit(tx, &shape, &MEMORY, &classes))
             .await
     }
 

@@ -28,7 +28,7 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::{
-    driver::{Change, Handle, Input, Live},
+    driver::{Change, Handle, Input, Live, plug::PlugInput},
     launch::{LaunchRequest, Launched},
     model::Instance,
     state::{Answer, Asked, InstanceState, answer},
@@ -95,10 +95,11 @@ impl Instances {
         });
         let shape = request.check(&self.context.types)?;
         let memory = memory.await??;
+        let classes = self.context.classes.clone();
         let launched = self
             .context
             .db
-            .write(move |tx| request.commit(tx, &shape, &memory))
+            .write(move |tx| request.commit(tx, &shape, &memory, &classes))
             .await?;
         crash_point("launch.rows-pending");
         let ids = match launched {
@@ -200,6 +201,21 @@ impl Instances {
     /// Follows an instance's state; `None` when it is terminated.
     pub fn live(&self, id: &str) -> Option<watch::Receiver<Live>> {
         self.handle(id).map(|handle| handle.live)
+    }
+
+    /// Tells the task of an instance that rows of its volumes have changed, and who wants to know
+    /// what comes of one that is attached.
+    pub fn volumes_changed(
+        &self,
+        id: &str,
+        waits: Option<(String, oneshot::Sender<ApiResult<()>>)>,
+    ) {
+        if let Some(handle) = self.handle(id) {
+            // A task that has ended has settled the rows.
+            let _ = handle
+                .inputs
+                .send(Input::Plug(PlugInput::Changed { waits }));
+        }
     }
 
     /// Starts the tasks anew that came to an end before their instance did: a fault of ours,

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use hearth_images::crash_point;
-use hearth_vmm::config::{
-    self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
+use hearth_vmm::{
+    config::{self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
+    devices::virtio::block::throttle::limits::MachineLimits,
 };
 
 use super::{
@@ -21,6 +22,7 @@ use crate::{
     db,
     error::{ApiResult, full_cause},
     images::model::BootProtocol,
+    instance_types::InstanceType,
     volumes::{
         self,
         model::{Volume, VolumeState},
@@ -35,6 +37,11 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .read(move |connection| db::volumes::of_instance(connection, &id))
         .await
         .map_err(|error| full_cause(&error))?;
+    // Those that were on their way out when the last guest ended do not come back.
+    let disks: Vec<Volume> = disks
+        .into_iter()
+        .filter(|volume| !volume.detaches())
+        .collect();
     let store = context.store.clone();
     let to_make: Vec<Volume> = disks
         .iter()
@@ -64,7 +71,7 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
     }
 }
 
-fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResult<VmConfig> {
+fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult<VmConfig> {
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
         .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
@@ -83,20 +90,31 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 BootProtocol::Pvh => config::BootProtocol::Pvh,
             },
         },
-        disks: volumes
+        disks: disks
             .iter()
-            .map(|volume| DiskConfig {
-                serial: volume.serial(),
-                store: context.settings.store(),
-                volume: volume.id.clone(),
-                read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
-                queues: 0,
-                limits: Default::default(),
-            })
+            .map(|volume| disk_config(context, volume))
             .collect(),
-        disk_limits: Default::default(),
+        disk_limits: context
+            .types
+            .get(&instance.instance_type)
+            .map_or_else(MachineLimits::default, InstanceType::disk_limits),
         nets: interfaces::configs(instance),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })
+}
+
+/// A volume as its VMM takes it, with the credits that it has now.
+pub fn disk_config(context: &Context, volume: &Volume) -> DiskConfig {
+    let credits = volumes::credits::now(&context.classes, volume);
+    DiskConfig {
+        serial: volume.serial(),
+        store: context.settings.store(),
+        volume: volume.id.clone(),
+        read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
+        queues: 0,
+        limits: context
+            .classes
+            .limits(&volume.class, volume.size_bytes, credits),
+    }
 }

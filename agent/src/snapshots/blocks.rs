@@ -1,7 +1,7 @@
 //! What snapshots hold, block by block, in parts that go out one after the other: a slow caller
 //! holds up its own reading and nothing else.
 
-use hearth_images::{Block, ChangedBlock, ErrorKind, SnapshotReader};
+use hearth_images::{Block, ChangedBlock, SnapshotReader};
 use tokio::sync::mpsc;
 
 use super::{get_completed, snapshot_id};
@@ -55,14 +55,7 @@ pub async fn changed(
         store.changed_blocks(&first, &second, start)
     })
     .await?
-    .map_err(|error| match error.kind() {
-        ErrorKind::Unrelated => ApiError::field(
-            Reason::InvalidParameterValue,
-            "second_snapshot_id",
-            error.to_string(),
-        ),
-        _ => ApiError::from_store(&error, "", "comparing snapshots"),
-    })?;
+    .map_err(|error| ApiError::from_store(&error, "", "comparing snapshots"))?;
     Ok(parts(changed.size_bytes(), changed))
 }
 

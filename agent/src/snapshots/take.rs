@@ -29,7 +29,7 @@ use crate::{
     tokens::ClientToken,
     volumes::{
         self,
-        model::{Volume, VolumeState},
+        model::{AttachmentState, Volume, VolumeState},
     },
 };
 
@@ -390,7 +390,11 @@ fn check_volume(volume: &Volume, field: &str) -> ApiResult<()> {
         .with("resource_id", &volume.id)
         .with("state", volume.state.word()))
     };
+    let attachment = volume.attachment.as_ref().map(|a| a.state);
     match volume.state {
+        _ if attachment.is_some_and(|state| state != AttachmentState::Attached) => {
+            refused("being attached or detached")
+        }
         _ if volume.growing_to.is_some() => refused("being made larger"),
         VolumeState::Available | VolumeState::InUse => Ok(()),
         state => refused(state.word()),

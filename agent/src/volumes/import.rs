@@ -5,7 +5,9 @@ use std::sync::Arc;
 use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, VolumeInfo, crash_point};
 
 use super::{
-    VolumeView, check_size_gib, earlier, finish_creating,
+    VolumeView, check_size_gib,
+    classes::{Classes, choice::ClassChoice},
+    earlier, finish_creating,
     model::{GIB, Volume, VolumeState},
     undo_creating, view, volume_id,
 };
@@ -34,6 +36,7 @@ pub struct ImportRequest {
     pub length_bytes: u64,
     pub sha256: String,
     pub size_gib: u64,
+    pub class: ClassChoice,
     pub tags: Vec<Tag>,
     pub client_token: String,
     pub token: Option<ClientToken>,
@@ -41,7 +44,7 @@ pub struct ImportRequest {
 
 impl ImportRequest {
     /// Checks all that needs neither database nor file.
-    pub fn check(&self) -> ApiResult<()> {
+    pub fn check(&self, classes: &Classes) -> ApiResult<()> {
         file::check_length(
             self.length_bytes,
             hearth_images::MAX_DISK_BYTES,
@@ -50,6 +53,9 @@ impl ImportRequest {
         file::check_sha256(&self.sha256, "header.sha256")?;
         if self.size_gib != 0 {
             check_size_gib(self.size_gib, "header.size_gib")?;
+            classes.check(&self.class, self.size_gib * GIB, "header.")?;
+        } else {
+            classes.named(&self.class, "header.")?;
         }
         tags::check(&self.tags, "header.tags")
     }
@@ -61,7 +67,7 @@ pub async fn import(
     request: ImportRequest,
     body: Body,
 ) -> ApiResult<VolumeView> {
-    request.check()?;
+    request.check(&context.classes)?;
     carried_through(async move {
         let id = Kind::Volume.new_id()?;
         let _busy = context.busy.mark(&id);
@@ -72,8 +78,11 @@ pub async fn import(
         }
         crash_point("volume.row-importing");
         let (store, id) = (context.store.clone(), volume_id(&volume.id)?);
+        let classes = context.classes.clone();
         let done = blocking("importing a volume", move || {
-            receive(&store, &id, &request, body)
+            let info = receive(&store, &id, &request, body)?;
+            classes.check(&request.class, info.size_bytes, "header.")?;
+            Ok(info)
         })
         .await?;
         match done {
@@ -108,6 +117,9 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         tags: request.tags.clone(),
         client_token: request.client_token.clone(),
         growing_to: None,
+        class: request.class.clone(),
+        credits: None,
+        modification: None,
     };
     db::volumes::insert(tx, &mut volume)?;
     if let Some(token) = &request.token {

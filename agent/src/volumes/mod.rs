@@ -1,18 +1,27 @@
 //! Volumes: rows that say what is wanted, and disks in the store of `hearth-images`.
 //!
 //! - [`attach`]: putting volumes on stopped instances
+//! - [`classes`]: what volumes may do in a second
+//! - [`credits`]: how much of it they have saved
 //! - [`import`]: volumes from files that callers send
+//! - [`modify`]: larger ones, other classes
 
 pub mod attach;
+pub mod classes;
+pub mod credits;
 pub mod import;
 pub mod model;
+pub mod modify;
 
 use std::sync::Arc;
 
 use hearth_images::{ErrorKind, SnapshotId, Store, VolumeId, VolumeSource, crash_point};
 use rusqlite::Connection;
 
-use self::model::{GIB, MAX_SIZE_GIB, Volume, VolumeState};
+use self::{
+    classes::{Classes, Figures, choice::ClassChoice},
+    model::{GIB, MAX_SIZE_GIB, Volume, VolumeState},
+};
 use crate::{
     blocking::{blocking, carried_through},
     context::Context,
@@ -20,7 +29,6 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     images::model::ImageState,
-    instances::state::InstanceState,
     query::{
         Described,
         page::{Page, Query},
@@ -42,6 +50,7 @@ pub struct CreateRequest {
     pub owner: String,
     pub size_gib: u64,
     pub image_id: String,
+    pub class: ClassChoice,
     pub snapshot_id: String,
     pub tags: Vec<Tag>,
     pub client_token: String,
@@ -53,6 +62,9 @@ pub struct CreateRequest {
 pub struct VolumeView {
     pub volume: Volume,
     pub allocated_bytes: u64,
+    pub figures: Figures,
+    /// Of a volume that has a burst.
+    pub burst_balance_percent: Option<f64>,
 }
 
 /// CreateVolume.
@@ -60,6 +72,8 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
     let empty = request.image_id.is_empty() && request.snapshot_id.is_empty();
     if empty || request.size_gib != 0 {
         check_size_gib(request.size_gib, "size_gib")?;
+        let size_bytes = request.size_gib * GIB;
+        context.classes.check(&request.class, size_bytes, "")?;
     }
     if !request.image_id.is_empty() {
         Kind::Image.check(&request.image_id, "image_id")?;
@@ -78,9 +92,10 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
     carried_through(async move {
         let id = Kind::Volume.new_id()?;
         let _busy = context.busy.mark(&id);
+        let classes = context.classes.clone();
         let (volume, new) = context
             .db
-            .write(move |tx| insert_creating(tx, &id, &request))
+            .write(move |tx| insert_creating(tx, &classes, &id, &request))
             .await?;
         if !new {
             return view(&context, volume).await;
@@ -104,6 +119,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
 
 fn insert_creating(
     tx: &mut db::Tx<'_>,
+    classes: &Classes,
     id: &str,
     request: &CreateRequest,
 ) -> ApiResult<(Volume, bool)> {
@@ -118,6 +134,7 @@ fn insert_creating(
     } else {
         size_from_image(tx, &request.image_id, request.size_gib)?
     };
+    classes.check(&request.class, size_bytes, "")?;
     let mut volume = Volume {
         seq: 0,
         id: id.to_owned(),
@@ -131,6 +148,9 @@ fn insert_creating(
         tags: request.tags.clone(),
         client_token: request.client_token.clone(),
         growing_to: None,
+        class: request.class.clone(),
+        credits: None,
+        modification: None,
     };
     db::volumes::insert(tx, &mut volume)?;
     if let Some(token) = &request.token {
@@ -216,105 +236,6 @@ pub async fn undo_creating(
         .await
 }
 
-/// GrowVolume.
-pub async fn grow(context: Arc<Context>, id: String, size_gib: u64) -> ApiResult<VolumeView> {
-    Kind::Volume.check(&id, "volume_id")?;
-    check_size_gib(size_gib, "size_gib")?;
-    carried_through(async move {
-        let _busy = context.busy.mark(&id);
-        let growing = context
-            .db
-            .write(move |tx| {
-                let volume = get(tx, &id, "volume_id")?;
-                check_may_grow(tx, &volume, size_gib)?;
-                let after = Volume {
-                    growing_to: Some(size_gib * GIB),
-                    ..volume.clone()
-                };
-                db::volumes::update(tx, &volume, &after)?;
-                Ok::<_, ApiError>(after)
-            })
-            .await?;
-        crash_point("volume.row-growing");
-        let grown = finish_growing(&context, growing).await?;
-        view(&context, grown).await
-    })
-    .await
-}
-
-fn check_may_grow(tx: &db::Tx<'_>, volume: &Volume, size_gib: u64) -> ApiResult<()> {
-    let refused = |message: String| {
-        ApiError::field(Reason::IncorrectState, "volume_id", message)
-            .with("resource_id", &volume.id)
-    };
-    if size_gib * GIB <= volume.size_bytes {
-        return Err(ApiError::invalid(
-            "size_gib",
-            format!(
-                "{} has {} bytes; a volume only grows",
-                volume.id, volume.size_bytes
-            ),
-        ));
-    }
-    if volume.growing_to.is_some() {
-        return Err(refused(format!(
-            "{} is being made larger already",
-            volume.id
-        )));
-    }
-    check_no_snapshot(tx, volume, "volume_id")?;
-    match (volume.state, &volume.attachment) {
-        (VolumeState::Available, _) => Ok(()),
-        (VolumeState::InUse, Some(attachment)) => {
-            let instance = db::instances::get(tx, &attachment.instance_id)?;
-            match instance.map(|instance| instance.state) {
-                Some(InstanceState::Stopped) => Ok(()),
-                _ => Err(refused(format!(
-                    "{} is in use by {}, which is not stopped",
-                    volume.id, attachment.instance_id
-                ))),
-            }
-        }
-        (state, _) => Err(refused(format!("{} is {}", volume.id, state.word()))),
-    }
-}
-
-/// Carries a growing that is in the database through to its end, whichever that is.
-pub async fn finish_growing(context: &Context, volume: Volume) -> ApiResult<Volume> {
-    let Some(target) = volume.growing_to else {
-        return Ok(volume);
-    };
-    let (store, id) = (context.store.clone(), volume_id(&volume.id)?);
-    let grown = blocking("growing a volume", move || {
-        // Done already, when an earlier agent was cut off right after it.
-        match store.volume(&id) {
-            Ok(info) if info.size_bytes >= target => Ok(info),
-            _ => store.grow_volume(&id, target),
-        }
-    })
-    .await?;
-    crash_point("volume.grown");
-    let size_bytes = grown
-        .as_ref()
-        .map_or(volume.size_bytes, |info| info.size_bytes);
-    let after = context
-        .db
-        .write(move |tx| {
-            let after = Volume {
-                growing_to: None,
-                size_bytes,
-                ..get(tx, &volume.id, "volume_id")?
-            };
-            db::volumes::update(tx, &after, &after)?;
-            Ok::<_, ApiError>(after)
-        })
-        .await?;
-    match grown {
-        Ok(_) => Ok(after),
-        Err(error) => Err(ApiError::from_store(&error, "size_gib", "growing a volume")),
-    }
-}
-
 /// DeleteVolume.
 pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
     Kind::Volume.check(&id, "volume_id")?;
@@ -366,12 +287,14 @@ pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeV
         .db
         .read(move |connection| query.page(connection, "volume_ids", get, db::volumes::after))
         .await?;
-    let store = context.store.clone();
+    let balances = credits::balances(context, &page.objects).await;
+    let (store, classes) = (context.store.clone(), context.classes.clone());
     blocking("looking at volumes", move || Page {
         objects: page
             .objects
             .into_iter()
-            .map(|volume| with_allocated(&store, volume))
+            .zip(balances)
+            .map(|(volume, balance)| with_allocated(&store, &classes, volume, balance))
             .collect(),
         next_token: page.next_token,
     })
@@ -380,19 +303,29 @@ pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeV
 
 /// A volume with what it takes on the disk.
 pub async fn view(context: &Context, volume: Volume) -> ApiResult<VolumeView> {
-    let store = context.store.clone();
+    let balances = credits::balances(context, std::slice::from_ref(&volume)).await;
+    let balance = balances.into_iter().next().flatten();
+    let (store, classes) = (context.store.clone(), context.classes.clone());
     blocking("looking at a volume", move || {
-        with_allocated(&store, volume)
+        with_allocated(&store, &classes, volume, balance)
     })
     .await
 }
 
-fn with_allocated(store: &Store, volume: Volume) -> VolumeView {
+fn with_allocated(
+    store: &Store,
+    classes: &Classes,
+    volume: Volume,
+    burst_balance_percent: Option<f64>,
+) -> VolumeView {
     // Not there yet, or not any more: nothing allocated.
-    let info = VolumeId::new(volume.id.as_str()).and_then(|id| store.volume(&id));
+    let allocated =
+        VolumeId::new(volume.id.as_str()).and_then(|id| store.volume_allocated_bytes(&id));
     VolumeView {
+        figures: classes.figures(&volume.class, volume.size_bytes),
         volume,
-        allocated_bytes: info.map_or(0, |info| info.allocated_bytes),
+        allocated_bytes: allocated.unwrap_or(0),
+        burst_balance_percent,
     }
 }
 
@@ -423,7 +356,7 @@ pub fn check_free(volume: &Volume, field: &str) -> ApiResult<()> {
     let error = |reason, message: String| {
         Err(ApiError::field(reason, field, message).with("resource_id", &volume.id))
     };
-    match (&volume.attachment, volume.state, volume.growing_to) {
+    match (&volume.attachment, volume.state, volume.is_being_modified()) {
         (Some(attachment), ..) => error(
             Reason::VolumeInUse,
             format!(
@@ -431,10 +364,10 @@ pub fn check_free(volume: &Volume, field: &str) -> ApiResult<()> {
                 volume.id, attachment.instance_id, attachment.device
             ),
         ),
-        (None, VolumeState::Available, None) => Ok(()),
-        (None, VolumeState::Available, Some(_)) => error(
+        (None, VolumeState::Available, false) => Ok(()),
+        (None, VolumeState::Available, true) => error(
             Reason::IncorrectState,
-            format!("{} is being made larger", volume.id),
+            format!("{} is being modified", volume.id),
         ),
         (None, state, _) => error(
             Reason::IncorrectState,
@@ -483,8 +416,10 @@ impl Described for Volume {
         "size",
         "attachment.instance-id",
         "attachment.device",
+        "attachment.status",
         "owner-id",
         "image-id",
+        "volume-class",
         "snapshot-id",
     ];
 
@@ -511,7 +446,12 @@ impl Described for Volume {
                 .into_iter()
                 .collect(),
             "attachment.device" => attachment.map(|a| a.device.clone()).into_iter().collect(),
+            "attachment.status" => attachment
+                .map(|a| a.state.word().to_owned())
+                .into_iter()
+                .collect(),
             "owner-id" => vec![self.owner.clone()],
+            "volume-class" => vec![self.class.name.clone()],
             "image-id" => self.image_id.clone().into_iter().collect(),
             "snapshot-id" => self.snapshot_id.clone().into_iter().collect(),
             _ => Vec::new(),

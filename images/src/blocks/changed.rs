@@ -1,7 +1,7 @@
 //! What changed from one snapshot to another.
 
 use super::{BLOCK_BYTES, SPAN_BLOCKS, block_of, holds_data};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::id::LayerId;
 use crate::layer::CLUSTER_BYTES;
 use crate::mapping::{ChainMap, Target};
@@ -26,7 +26,8 @@ pub struct ChangedBlock {
 pub struct ChangedBlocks {
     first: ChainMap,
     second: ChainMap,
-    /// Layers of one of the chains only.
+    /// Layers of one of the chains only. A layer's contents, seen through it, never change: also
+    /// not when a merge puts another file in its place.
     distinct: HashSet<LayerId>,
     next: u64,
     end: u64,
@@ -42,17 +43,10 @@ struct Span {
 }
 
 impl ChangedBlocks {
-    /// [`ErrorKind::Unrelated`] if the two have no layer in common.
-    pub(crate) fn new(first: ChainMap, second: ChainMap, start: u64) -> Result<Self> {
+    pub(crate) fn new(first: ChainMap, second: ChainMap, start: u64) -> Self {
         let of_first: HashSet<_> = first.layer_ids().cloned().collect();
         let of_second: HashSet<_> = second.layer_ids().cloned().collect();
-        if of_first.is_disjoint(&of_second) {
-            return Err(Error::new(
-                ErrorKind::Unrelated,
-                "the snapshots have no common ancestor",
-            ));
-        }
-        Ok(ChangedBlocks {
+        ChangedBlocks {
             distinct: of_first.symmetric_difference(&of_second).cloned().collect(),
             end: first.size().max(second.size()).div_ceil(BLOCK_BYTES),
             first,
@@ -60,7 +54,7 @@ impl ChangedBlocks {
             next: start,
             span: None,
             buffers: [(); 2].map(|()| vec![0; CLUSTER_BYTES as usize]),
-        })
+        }
     }
 
     /// Size of the larger disk in bytes.

@@ -1,37 +1,61 @@
 //! The open layers of a volume.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
 use crate::layer::chain::{Link, imago_storage};
 use crate::store::Locked;
+
+use super::below::Below;
 use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// One layer and those below it, as the qcow2 library has them.
-pub(super) type Format = FormatAccess<ImagoFile>;
+pub(crate) type Format = FormatAccess<ImagoFile>;
 
 /// A layer of which those below it can be shared.
-pub(super) type Layer = Qcow2<ImagoFile, Arc<Format>>;
+pub(crate) type Layer = Qcow2<ImagoFile, Below>;
 
 /// What guest I/O works on.
 #[derive(Debug)]
 pub(super) struct Image {
     pub format: Arc<Format>,
     /// The layers below the top; `format` has them too.
-    pub backing: Option<Arc<Format>>,
+    pub backing: Option<Below>,
+    /// The files of the layers below, nearest first.
+    pub files: Vec<FileId>,
     pub top: Arc<Top>,
     pub closed: bool,
+}
+
+/// Device and inode number: a merge gives a layer's name to another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(FileId(metadata.dev(), metadata.ino()))
+    }
+
+    pub fn of_all(links: &[Link]) -> Result<Vec<Self>> {
+        links
+            .iter()
+            .map(|link| FileId::of(&link.file).context(|| format!("looking at layer {}", link.id)))
+            .collect()
+    }
 }
 
 /// The top layer's file, and what is known of what is durable in it.
 #[derive(Debug)]
 pub(crate) struct Top {
     pub id: LayerId,
+    pub file_id: FileId,
     /// Its lock, its dirty bit, syncs and hole punching.
     pub file: Locked,
     /// Clusters were allocated whose data and refcounts may not be on the disk yet.
@@ -43,14 +67,16 @@ pub(crate) struct Top {
 }
 
 impl Top {
-    pub fn new(id: LayerId, file: Locked) -> Self {
-        Top {
+    pub fn new(id: LayerId, file: Locked) -> Result<Self> {
+        let file_id = FileId::of(&file).context(|| format!("looking at layer {id}"))?;
+        Ok(Top {
             id,
+            file_id,
             file,
             allocated: AtomicBool::new(false),
             freed: AtomicU64::new(0),
             freed_synced: AtomicU64::new(0),
-        }
+        })
     }
 }
 
@@ -58,22 +84,22 @@ impl Top {
 pub(super) fn open_below(ancestors: &[Link]) -> Result<Option<Arc<Format>>> {
     let mut backing = None;
     for link in ancestors.iter().rev() {
-        let layer = open_layer(&link.id, &link.file, false, backing)?;
+        let layer = open_layer(&link.id, &link.file, false, backing.map(Below::new))?;
         backing = Some(Arc::new(FormatAccess::new(layer)));
     }
     Ok(backing)
 }
 
 /// Opens one layer, whose header was judged and whose dirty bit is not set.
-pub(super) fn open_layer(
+pub(crate) fn open_layer(
     id: &LayerId,
     file: &File,
     writable: bool,
-    backing: Option<Arc<Format>>,
+    backing: Option<Below>,
 ) -> Result<Layer> {
     let mut layer = Layer::builder(imago_storage(file)?)
         .write(writable)
-        .backing(None::<Arc<Format>>)
+        .backing(None::<Below>)
         .data_file(None)
         .open(DenyImplicitOpenGate::default())
         .map_err(|source| match source.kind() {

@@ -22,10 +22,12 @@
 //! - Only then the snapshot gets its record. So a snapshot never names a layer that is not
 //!   complete, and without the record it does not exist.
 
-use super::image::{Format, Image, Layer, Top, open_layer};
+use super::below::Below;
+use super::image::{FileId, Format, Image, Layer, Top, open_below, open_layer};
 use super::{Disk, poisoned};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
+use crate::layer::chain::Link;
 use crate::layer::grow::grow;
 use crate::layer::header::{Header, set_dirty_bit, write_dirty_bit};
 use crate::store::{Locked, sync_dir};
@@ -50,8 +52,23 @@ impl NextTop {
         write_dirty_bit(&file, true).context(|| format!("marking layer {id}"))?;
         Ok(NextTop {
             layer,
-            top: Top::new(id, file),
+            top: Top::new(id, file)?,
         })
+    }
+}
+
+/// The layers below a top layer, open.
+pub(crate) struct LayersBelow {
+    format: Arc<Format>,
+    files: Vec<FileId>,
+}
+
+impl LayersBelow {
+    /// `None` if there are none.
+    pub fn open(ancestors: &[Link]) -> Result<Option<Self>> {
+        let files = FileId::of_all(ancestors)?;
+        let format = open_below(ancestors)?;
+        Ok(format.map(|format| LayersBelow { format, files }))
     }
 }
 
@@ -84,6 +101,12 @@ impl Disk {
             disk: self,
             unsealed: self.unsealed.write().map_err(|_| poisoned())?,
         })
+    }
+
+    /// Whether these are the files that are open below the top.
+    pub(crate) fn has_below(&self, ancestors: &[Link]) -> Result<bool> {
+        let image = self.image().context(|| "looking at a volume".into())?;
+        Ok(image.files == FileId::of_all(ancestors)?)
     }
 
     /// The layer that is the top now.
@@ -125,16 +148,33 @@ impl Paused<'_> {
     pub fn switch(&mut self, next: NextTop, records: PathBuf) -> Sealing {
         let NextTop { mut layer, top } = next;
         let image = &mut *self.image;
-        layer.set_backing(Some(Arc::clone(&image.format)));
+        let below = Below::new(Arc::clone(&image.format));
+        layer.set_backing(Some(below.clone()));
         let format = Arc::new(FormatAccess::new(layer));
+        let next_file = image.top.file_id;
         let old_format = std::mem::replace(&mut image.format, format);
         let old_top = std::mem::replace(&mut image.top, Arc::new(top));
-        image.backing = Some(Arc::clone(&old_format));
+        image.backing = Some(below);
+        image.files.insert(0, next_file);
         Sealing {
             format: old_format,
             top: old_top,
             records,
         }
+    }
+
+    /// Goes over to other files of the layers below the top, with the same contents. The caller
+    /// has the disk settled: nothing is left to seal.
+    pub fn exchange(&mut self, layers: LayersBelow) {
+        let image = &mut *self.image;
+        let Some(backing) = &image.backing else {
+            return;
+        };
+        // SAFETY: the only user of `backing` is the top layer, `image.format`, which is used by
+        // those who hold the image, and we hold it alone. A layer that is being sealed is used
+        // without it, but there is none.
+        unsafe { backing.replace(layers.format) };
+        image.files = layers.files;
     }
 
     /// Makes the virtual disk larger.

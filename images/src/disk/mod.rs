@@ -5,8 +5,9 @@
 //! ones out for a moment: see `zero` and `flush`. `docs/volumes.md` lists what `imago` does
 //! not promise after a crash, and how this module and `check` make up for it.
 
+mod below;
 mod flush;
-mod image;
+pub(crate) mod image;
 pub(crate) mod live;
 mod zero;
 
@@ -14,7 +15,8 @@ use crate::error::{IoContext, Result};
 use crate::layer::chain::Link;
 use crate::layer::header::write_dirty_bit;
 use crate::store::{Access, Locked};
-use image::{Image, Top, open_below, open_layer};
+use below::Below;
+use image::{FileId, Image, Top, open_below, open_layer};
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{FormatAccess, StorageExt};
 use live::Sealing;
@@ -54,7 +56,7 @@ impl Disk {
         ancestors: &[Link],
         access: Access,
     ) -> Result<Disk> {
-        let backing = open_below(ancestors)?;
+        let backing = open_below(ancestors)?.map(Below::new);
         let writable = access == Access::ReadWrite;
         let layer = open_layer(&top.id, &top.file, writable, backing.clone())?;
         if writable {
@@ -67,7 +69,8 @@ impl Disk {
             image: RwLock::new(Image {
                 format,
                 backing,
-                top: Arc::new(Top::new(top.id, file)),
+                files: FileId::of_all(ancestors)?,
+                top: Arc::new(Top::new(top.id, file)?),
                 closed: false,
             }),
             unsealed: RwLock::new(Vec::new()),

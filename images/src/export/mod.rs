@@ -119,7 +119,7 @@ impl Export {
 
 /// Adds zeroes to a digest.
 pub fn update_with_zeroes(digest: &mut Sha256, length: u64) {
-    const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     let mut left = length;
     while left > 0 {
         let some = left.min(ZEROES.len() as u64);

@@ -40,6 +40,7 @@ const V3_HEADER_BYTES: usize = 104;
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 
@@ -315,6 +316,10 @@ fn parse_extensions(head: &[u8], header_bytes: u64, cluster_bytes: u64) -> Resul
         };
         match kind {
             EXTENSION_BACKING_FORMAT => extensions.backing_format = Some(data.to_vec()),
+            // Entries of 48 bytes. (The qcow2 library panics over a part of one.)
+            EXTENSION_FEATURE_NAMES if !length.is_multiple_of(48) => {
+                return Err(invalid(format!("feature name table of {length} bytes")));
+            }
             EXTENSION_ENCRYPTION => extensions.encryption = true,
             EXTENSION_DATA_FILE => extensions.data_file = true,
             _ => (),

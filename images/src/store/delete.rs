@@ -10,6 +10,7 @@ use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain;
+use crate::upkeep::checksums;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
@@ -75,7 +76,14 @@ impl Store {
             let name = entry
                 .context(|| format!("{}", layers.display()))?
                 .file_name();
-            let Some(id) = name.to_str().and_then(LayerId::parse_file_name) else {
+            let name = name.to_string_lossy();
+            if let Some(id) = checksums::layer_of_file(&name)
+                && !reachable.contains(&id)
+            {
+                fs::remove_file(layers.join(&*name)).context(|| format!("removing {name}"))?;
+                continue;
+            }
+            let Some(id) = LayerId::parse_file_name(&name) else {
                 continue;
             };
             if !reachable.contains(&id) {

@@ -18,7 +18,7 @@ use crate::store::lock::{Locked, Mode};
 use rustix::fs::{RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -115,6 +115,14 @@ impl Layout {
         file.rename_to(&self.layers, &id.file_name())?;
         crash_point("layer.published");
         Ok(())
+    }
+
+    /// Gives a finished, sealed layer file the name of a layer whose contents it has, too. Names
+    /// must be locked, and the file's contents on the disk.
+    pub fn replace_layer(&self, mut file: TempFile, id: &LayerId) -> Result<()> {
+        seal(&file.file)?;
+        file.replace(&self.layers, &id.file_name())?;
+        sync_dir(&self.layers).context(|| format!("replacing layer {id}"))
     }
 }
 
@@ -238,19 +246,18 @@ impl Record {
         let path = dir.join(format!("{id}.json"));
         let corrupt =
             |what: String| Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display()));
-        let length = match fs::metadata(&path) {
-            Ok(metadata) => metadata.len(),
+        let file = match File::open(&path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(format!("{}", path.display()), error)),
         };
-        if length > MAX_RECORD_BYTES {
-            return Err(corrupt(format!("{length} bytes long")));
+        let mut text = Vec::with_capacity(256);
+        file.take(MAX_RECORD_BYTES + 1)
+            .read_to_end(&mut text)
+            .context(|| format!("{}", path.display()))?;
+        if text.len() as u64 > MAX_RECORD_BYTES {
+            return Err(corrupt(format!("more than {MAX_RECORD_BYTES} bytes long")));
         }
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(format!("{}", path.display()), error)),
-        };
         let record: Record =
             serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
         if record.version != RECORD_VERSION {

@@ -7,6 +7,7 @@
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
 //! - `read`: whole snapshots and volumes for readers other than a guest
+//! - `merge`: sealed layers into one, so that chains stay short
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -18,6 +19,7 @@ mod delete;
 mod import;
 mod layout;
 mod lock;
+mod merge;
 mod open;
 mod read;
 mod snapshot;
@@ -25,13 +27,14 @@ mod snapshot;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain::{self, Link};
-use layout::{Layout, Record};
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use layout::{TempFile, sync_dir};
-pub(crate) use lock::Locked;
+pub(crate) use layout::{Layout, Record, TempFile, record_ids, seal, sync_dir};
+pub(crate) use lock::{Locked, Mode};
+pub use merge::{MERGED_CHAIN_LENGTH, Merge, MergeOutcome, MergeProgress};
 pub use snapshot::live::DiskSnapshots;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
@@ -98,6 +101,10 @@ impl Store {
         &self.layout.root
     }
 
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// One volume.
     pub fn volume(&self, id: &VolumeId) -> Result<VolumeInfo> {
         let top = self.volume_top(id)?;
@@ -105,9 +112,18 @@ impl Store {
         Ok(VolumeInfo {
             id: id.clone(),
             size_bytes: top.header.size,
-            allocated_bytes: allocated_bytes(&top)?,
+            allocated_bytes: allocated_by(&top)?,
             chain_length: 1 + ancestors.len(),
         })
+    }
+
+    /// What the volume's own, unshared layer takes on the host's disk, in bytes: the same as in
+    /// [`VolumeInfo`], without a look into its layers. For listings.
+    pub fn volume_allocated_bytes(&self, id: &VolumeId) -> Result<u64> {
+        let layer = self.volume_record(id)?.layer_id()?;
+        fs::metadata(self.layout.layer_path(&layer))
+            .map(|metadata| allocated_bytes(&metadata))
+            .context(|| format!("size of layer {layer}"))
     }
 
     /// One snapshot.
@@ -116,7 +132,7 @@ impl Store {
         Ok(SnapshotInfo {
             id: id.clone(),
             size_bytes: layer.header.size,
-            allocated_bytes: allocated_bytes(&layer)?,
+            allocated_bytes: allocated_by(&layer)?,
         })
     }
 
@@ -168,10 +184,14 @@ impl Store {
     }
 }
 
-fn allocated_bytes(link: &Link) -> Result<u64> {
-    // st_blocks counts units of 512 bytes, whatever the file system's block size is.
-    link.file
-        .metadata()
-        .map(|metadata| metadata.blocks() * 512)
+fn allocated_by(link: &Link) -> Result<u64> {
+    let metadata = link.file.metadata();
+    metadata
+        .map(|metadata| allocated_bytes(&metadata))
         .context(|| format!("size of layer {}", link.id))
+}
+
+fn allocated_bytes(metadata: &Metadata) -> u64 {
+    // st_blocks counts units of 512 bytes, whatever the file system's block size is.
+    metadata.blocks() * 512
 }

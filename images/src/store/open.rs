@@ -56,7 +56,7 @@ impl Store {
 
     /// The layers below a top layer that is locked, all of them clean. One that a process was
     /// killed over while it sealed it is recovered.
-    fn sealed_ancestors(&self, top: &Link) -> Result<Vec<Link>> {
+    pub(super) fn sealed_ancestors(&self, top: &Link) -> Result<Vec<Link>> {
         let ancestors = chain::ancestors(&self.layout.layers, top)?;
         if !ancestors.iter().any(|link| link.header.is_dirty()) {
             return Ok(ancestors);

@@ -18,15 +18,17 @@ impl Store {
     /// What changed from `first` to `second`, from block `start` on: exactly the blocks whose
     /// contents differ. What lies behind the end of the smaller disk counts as zeroes.
     ///
-    /// [`ErrorKind::Unrelated`](crate::ErrorKind::Unrelated) if they share no layer: they are
-    /// neither of one volume nor of clones of one.
+    /// Whether the two come from one volume is for the caller to know: layers that they once
+    /// shared may have been merged into others since. If they share none, all that they hold is
+    /// read and compared.
     pub fn changed_blocks(
         &self,
         first: &SnapshotId,
         second: &SnapshotId,
         start: u64,
     ) -> Result<ChangedBlocks> {
-        ChangedBlocks::new(self.snapshot_map(first)?, self.snapshot_map(second)?, start)
+        let (first, second) = (self.snapshot_map(first)?, self.snapshot_map(second)?);
+        Ok(ChangedBlocks::new(first, second, start))
     }
 
     /// Starts to export a snapshot as a stand-alone image.

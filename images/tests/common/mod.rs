@@ -39,7 +39,9 @@ pub fn snap(id: &str) -> SnapshotId {
 
 /// The layer files of a store.
 pub fn layers(store: &Store) -> Vec<PathBuf> {
-    listing(&store.root().join("layers"))
+    let mut files = listing(&store.root().join("layers"));
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "qcow2"));
+    files
 }
 
 /// Imports a raw image.
@@ -105,8 +107,8 @@ pub fn assert_check_is_clean(path: &Path) {
 
 /// Checks every layer file of a store.
 pub fn assert_all_layers_are_clean(store: &Store) {
-    for entry in std::fs::read_dir(store.root().join("layers")).expect("layers") {
-        assert_check_is_clean(&entry.expect("entry").path());
+    for path in layers(store) {
+        assert_check_is_clean(&path);
     }
 }
 

@@ -24,6 +24,7 @@ mod disk;
 mod histogram;
 mod json;
 mod memory;
+mod misuse;
 mod net;
 mod pattern;
 mod random;

@@ -97,6 +97,19 @@ pub fn resize(disks: &Disks, serial: &str, size_bytes: u64) -> Result<Reply, Dis
     Ok(Reply::Done)
 }
 
+/// Goes over to the files that the layers of all disks are in now. One that fails does not keep
+/// the others from it.
+pub fn reload(disks: &Disks) -> Result<Reply, DiskError> {
+    let reload = |disk: &MachineDisk| {
+        let store = Store::open(&disk.store)?;
+        store.reload_disk(&disk.disk, &disk.volume)?;
+        Ok::<_, DiskError>(())
+    };
+    let outcomes: Vec<_> = disks.all().iter().map(|disk| reload(disk)).collect();
+    outcomes.into_iter().collect::<Result<(), _>>()?;
+    Ok(Reply::Done)
+}
+
 /// Holds the disk of `serial` to `limits` from now on.
 pub fn set_throttle(disks: &Disks, serial: &str, limits: &DiskLimits) -> Result<Reply, DiskError> {
     limits.validate()?;

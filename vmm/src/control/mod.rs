@@ -43,6 +43,9 @@ pub enum Request {
         /// The new size, in bytes; not smaller than before.
         size_bytes: u64,
     },
+    /// After a merge in the store: goes over to the new files of all disks' layers, so that the
+    /// old ones can go; [`Reply::Done`]. The guest goes on.
+    ReloadDisks,
     /// Plugs a disk in; [`Reply::Done`] when it is there and the guest has been told.
     AttachDisk {
         /// No disk may have its serial.

@@ -215,6 +215,7 @@ impl Client {
             Request::SnapshotDisks { disks } => {
                 return self.reply(disks::snapshot(&controlled.disks, disks));
             }
+            Request::ReloadDisks => return self.reply(disks::reload(&controlled.disks)),
             Request::ResizeDisk { serial, size_bytes } => {
                 return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
             }

@@ -223,25 +223,27 @@ impl HotPlug {
             match is_disk(&mut window.occupant, serial) {
                 None => return Ok(()),
                 Some(occupant) if occupant.going != Going::Closing => {
-                    occupant.going = Going::Gone;
+                    occupant.going = Going::Closing;
                     break;
                 }
                 // It is about to go anyhow, or to come back to where it can be forced.
                 Some(_) => (window, _) = slot.wait(window, None),
             }
         }
-        self.set_present(slot, false);
-        // From here on nobody finds it, and its serial is free.
-        let disk = self.0.disks.remove(serial);
         drop(window);
-        slot.notify();
+        self.set_present(slot, false);
         // What is in flight is finished; later requests fail.
+        let disk = self.0.disks.remove(serial);
         if let Some(Err(error)) = disk.map(|disk| disk.disk.close()) {
             // It stays open for as long as the device has it, so this has to go, too.
             tracing::error!(serial, %error, "detached by force, and not closed cleanly");
             self.empty(slot);
             return Ok(());
         }
+        if let Some(occupant) = &mut slot.lock().occupant {
+            occupant.going = Going::Gone;
+        }
+        slot.notify();
         tracing::info!(serial, slot = slot.index, "disk detached by force");
         let (this, index) = (self.clone(), slot.index);
         let spawned = std::thread::Builder::new()

@@ -1,6 +1,8 @@
 //! Requests about disks on the control socket of a running machine.
 
-use hearth_images::{Access, SnapshotId, Store, VolumeId, VolumeSource};
+use std::ops::ControlFlow;
+
+use hearth_images::{Access, MERGED_CHAIN_LENGTH, SnapshotId, Store, VolumeId, VolumeSource};
 use hearth_vmm::config::DiskConfig;
 use hearth_vmm::control::{DiskSnapshot, ExitReason, Reply, Request};
 
@@ -13,6 +15,7 @@ fn disk(serial: &str, store: &Store, volume: &VolumeId) -> DiskConfig {
         volume: volume.to_string(),
         read_only: false,
         queues: 1,
+        limits: Default::default(),
     }
 }
 
@@ -91,6 +94,18 @@ fn disks_of_a_running_machine_are_snapshotted_and_grow() {
     refused(control.ask(&resize("disk-a", 16 * MIB + 1)), "multiple");
     refused(control.ask(&resize("", 16 * MIB)), "serial");
     assert_eq!(store.volume(&a).unwrap().size_bytes, 16 * MIB);
+
+    // A chain that is merged under the machine.
+    for number in 0..8 {
+        let name = format!("m{number}");
+        let reply = control.ask(&snapshots(&[("disk-b", &name)]));
+        assert!(matches!(reply, Reply::Snapshots { .. }), "{reply:?}");
+    }
+    while let Some(merge) = store.next_merge().unwrap() {
+        store.merge(&merge, |_| ControlFlow::Continue(())).unwrap();
+    }
+    assert_eq!(control.ask(&Request::ReloadDisks), Reply::Done);
+    assert_eq!(store.volume(&b).unwrap().chain_length, MERGED_CHAIN_LENGTH);
 
     control.ask(&Request::Kill);
     assert_eq!(running.end().reason, ExitReason::Killed);

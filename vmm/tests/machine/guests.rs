@@ -103,6 +103,20 @@ guest!(
 "
 );
 
+// A driver that tells the device in the first place that it is there, and does no more.
+guest!(
+    acknowledges_its_disk,
+    acknowledges_begin,
+    acknowledges_end,
+    "
+    .code64
+    mov ebx, 0xd0000070
+    mov eax, 1
+    mov [rbx], eax
+1:  jmp 1b
+"
+);
+
 // Maps 4 GiB to 4 GiB + 2 MiB, writes there, and says `y` if it reads the same back.
 guest!(
     uses_memory_above_four_gib,

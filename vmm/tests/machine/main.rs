@@ -5,6 +5,7 @@
 
 mod disks;
 mod guests;
+mod hotplug;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;

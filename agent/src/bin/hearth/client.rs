@@ -9,7 +9,7 @@ use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
     instance_service_client::InstanceServiceClient, snapshot_service_client::SnapshotServiceClient,
-    volume_service_client::VolumeServiceClient,
+    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -54,6 +54,7 @@ pub struct Client {
     pub volumes: VolumeServiceClient<Channel>,
     pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
 
@@ -87,6 +88,8 @@ impl Client {
             snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             events: EventServiceClient::new(channel),
         })

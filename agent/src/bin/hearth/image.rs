@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, Filter, Image,
-    ImageFile, ImportImageHeader, ImportImageRequest, ModifyLaunchPermissionRequest, Tag,
-    import_image_request::Message,
+    BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, ExportImageRequest,
+    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, ModifyLaunchPermissionRequest,
+    Tag, import_image_request::Message,
 };
 
 use crate::{
     client::Client,
+    download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
     filters::{parse_filter, parse_tag},
     human,
@@ -30,6 +31,8 @@ pub enum ImageCommand {
     List(ListArgs),
     /// Show everything about images.
     Show(IdsArgs),
+    /// Write an image's root into a file of its own.
+    Export(ExportArgs),
     /// Take images away from new instances.
     #[command(visible_alias = "rm")]
     Deregister(IdsArgs),
@@ -94,6 +97,15 @@ pub struct IdsArgs {
 }
 
 #[derive(Args)]
+pub struct ExportArgs {
+    /// The image's id or name.
+    #[arg(value_name = "IMAGE")]
+    id: String,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+#[derive(Args)]
 pub struct ShareArgs {
     /// The image's id or name.
     #[arg(value_name = "IMAGE")]
@@ -111,10 +123,23 @@ pub async fn dispatch(
         ImageCommand::Import(args) => import(client, output, args).await,
         ImageCommand::List(args) => list(client, output, args).await,
         ImageCommand::Show(args) => show(client, output, args).await,
+        ImageCommand::Export(args) => export(client, output, args).await,
         ImageCommand::Deregister(args) => deregister(client, args).await,
         ImageCommand::Share(args) => share(client, output, args, true).await,
         ImageCommand::Unshare(args) => share(client, output, args, false).await,
     }
+}
+
+async fn export(client: &mut Client, output: Output, args: ExportArgs) -> Result<(), Failure> {
+    let target = args.target.open()?;
+    let request = ExportImageRequest {
+        image_id: client.image_id(&args.id).await?,
+        format: target.format().into(),
+    };
+    let flags = flags([("image_id", "IMAGE"), ("format", "--format")]);
+    let failed = |status| rpc_with_flags(status, &flags);
+    let answers = client.store.export_image(request).await.map_err(failed)?;
+    target.receive(answers.into_inner()).await?.print(output)
 }
 
 async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result<(), Failure> {

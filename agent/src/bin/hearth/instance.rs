@@ -390,8 +390,19 @@ async fn types(client: &mut Client, output: Output) -> Result<(), Failure> {
                 kind.name.clone(),
                 kind.vcpus.to_string(),
                 human::bytes(kind.memory_mib << 20),
+                limit(kind.max_disk_iops),
+                limit(kind.max_disk_throughput_mib),
             ]
         })
         .collect();
-    output::table(&["TYPE", "VCPUS", "MEMORY"], &[1, 2], rows)
+    let header = ["TYPE", "VCPUS", "MEMORY", "DISK IOPS", "DISK MIB/S"];
+    output::table(&header, &[1, 2, 3, 4], rows)
+}
+
+/// A figure of all disks together; 0 is none.
+fn limit(figure: u32) -> String {
+    match figure {
+        0 => "any".to_owned(),
+        figure => figure.to_string(),
+    }
 }

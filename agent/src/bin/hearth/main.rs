@@ -7,6 +7,7 @@
 mod client;
 mod completion;
 mod console;
+mod download;
 mod events;
 mod failure;
 mod filters;
@@ -18,8 +19,11 @@ mod output;
 mod run;
 mod sharing;
 mod snapshot;
+mod store;
 mod upload;
 mod volume;
+mod volume_classes;
+mod volume_wait;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -82,6 +86,9 @@ enum Command {
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// The volume store as a whole.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// What happened, and what happens.
     Events(events::EventsArgs),
     /// Connect to an instance's serial console (short for `instance console`).
@@ -117,6 +124,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             snapshot::dispatch(&mut connect().await?, output, command).await
         }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,
         Command::Completion(args) => completion::completion(args),

@@ -44,8 +44,12 @@ pub struct RunArgs {
     /// Keep the root volume when the instance is terminated.
     #[arg(long)]
     keep_root: bool,
+    /// Class of the root volume; see `hearth volume classes`.
+    #[arg(long, value_name = "CLASS")]
+    root_class: Option<String>,
     /// One more disk: a size in GiB or a volume's id, then options: `device=/dev/vdc`, `ro`,
-    /// `delete` (with the instance). For example `--disk 10 --disk vol-…,ro`.
+    /// `delete` (with the instance), and of a new one `class=CLASS`, `iops=N`,
+    /// `throughput=MIB`. For example `--disk 10,class=gp2 --disk vol-…,ro`.
     #[arg(long, value_name = "SIZE|VOLUME[,OPTION…]", value_parser = parse_disk)]
     disk: Vec<BlockDeviceMapping>,
     /// File with the user data, at most 16 KiB.
@@ -132,12 +136,17 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         flags.rotate_right(1);
     }
     let mut block_devices = Vec::new();
-    if args.root_size.is_some() || args.keep_root {
+    if args.root_size.is_some() || args.root_class.is_some() || args.keep_root {
+        flags.push((
+            "block_devices[0].volume_class".to_owned(),
+            "--root-class".to_owned(),
+        ));
         flags.push(("block_devices[0]".to_owned(), "--root-size".to_owned()));
         block_devices.push(BlockDeviceMapping {
             device_name: "/dev/vda".to_owned(),
             size_gib: args.root_size.unwrap_or(0),
             delete_on_termination: Some(!args.keep_root),
+            volume_class: args.root_class.unwrap_or_default(),
             ..Default::default()
         });
     }
@@ -176,6 +185,11 @@ fn parse_tap(text: &str) -> Result<TapInterface, String> {
     })
 }
 
+fn parse_number(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not a whole number"))
+}
+
 /// Reads `10`, `10G,delete`, `vol-…,ro,device=/dev/vdc`.
 fn parse_disk(text: &str) -> Result<BlockDeviceMapping, String> {
     let mut parts = text.split(',');
@@ -190,9 +204,17 @@ fn parse_disk(text: &str) -> Result<BlockDeviceMapping, String> {
     for option in parts {
         match option.split_once('=') {
             Some(("device", name)) => disk.device_name = name.to_owned(),
+            Some(("class", name)) => disk.volume_class = name.to_owned(),
+            Some(("iops", number)) => disk.iops = parse_number(number)?,
+            Some(("throughput", number)) => disk.throughput_mib = parse_number(number)?,
             None if option == "ro" => disk.read_only = true,
             None if option == "delete" => disk.delete_on_termination = Some(true),
-            _ => return Err(format!("`{option}` is none of device=NAME, ro, delete")),
+            _ => {
+                return Err(format!(
+                    "`{option}` is none of device=NAME, ro, delete, class=CLASS, iops=N, \
+                     throughput=MIB"
+                ));
+            }
         }
     }
     Ok(disk)
@@ -212,6 +234,10 @@ mod tests {
         let disk = parse_disk("vol-0a,ro,device=/dev/vdc").unwrap();
         assert_eq!((disk.volume_id.as_str(), disk.read_only), ("vol-0a", true));
         assert_eq!(disk.device_name, "/dev/vdc");
+        let disk = parse_disk("10,class=gp3,iops=4000,throughput=200").unwrap();
+        assert_eq!(disk.volume_class, "gp3");
+        assert_eq!((disk.iops, disk.throughput_mib), (4000, 200));
+        assert!(parse_disk("1,iops=many").is_err());
         assert!(parse_disk("big").is_err());
         assert!(parse_disk("1,fast").is_err());
     }

@@ -4,13 +4,14 @@ use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     CopySnapshotRequest, CreateSnapshotRequest, CreateSnapshotsRequest, CreateSnapshotsResponse,
     DeleteSnapshotRequest, DescribeSnapshotAttributeRequest, DescribeSnapshotsRequest,
-    DescribeSnapshotsResponse, Filter, ListChangedBlocksRequest, ListSnapshotBlocksRequest,
-    ModifySnapshotAttributeRequest, Snapshot, Tag,
+    DescribeSnapshotsResponse, ExportSnapshotRequest, Filter, ListChangedBlocksRequest,
+    ListSnapshotBlocksRequest, ModifySnapshotAttributeRequest, Snapshot, Tag,
 };
 use tonic::Status;
 
 use crate::{
     client::Client,
+    download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
     filters::{name_of, parse_filter, parse_tag},
     human,
@@ -41,6 +42,8 @@ pub enum SnapshotCommand {
     Blocks(BlocksArgs),
     /// List the blocks of 512 KiB that differ between two snapshots.
     Diff(DiffArgs),
+    /// Write a snapshot into a file of its own.
+    Export(ExportArgs),
 }
 
 #[derive(Args)]
@@ -99,6 +102,15 @@ pub struct IdsArgs {
 }
 
 #[derive(Args)]
+pub struct ExportArgs {
+    /// The snapshot's id.
+    #[arg(value_name = "SNAPSHOT")]
+    id: String,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+#[derive(Args)]
 pub struct CopyArgs {
     /// The snapshot's id.
     #[arg(value_name = "SNAPSHOT")]
@@ -154,7 +166,24 @@ pub async fn dispatch(
         SnapshotCommand::Unshare(args) => share(client, output, args, false).await,
         SnapshotCommand::Blocks(args) => blocks(client, output, args).await,
         SnapshotCommand::Diff(args) => diff(client, output, args).await,
+        SnapshotCommand::Export(args) => export(client, output, args).await,
     }
+}
+
+async fn export(client: &mut Client, output: Output, args: ExportArgs) -> Result<(), Failure> {
+    let target = args.target.open()?;
+    let request = ExportSnapshotRequest {
+        snapshot_id: args.id,
+        format: target.format().into(),
+    };
+    let flags = flags([("snapshot_id", "SNAPSHOT"), ("format", "--format")]);
+    let failed = |status| rpc_with_flags(status, &flags);
+    let answers = client
+        .store
+        .export_snapshot(request)
+        .await
+        .map_err(failed)?;
+    target.receive(answers.into_inner()).await?.print(output)
 }
 
 fn failed(status: Status) -> Failure {

@@ -115,7 +115,8 @@ async fn send_file<M>(
     Ok(true)
 }
 
-fn progress_bar(total: u64) -> ProgressBar {
+/// A bar on a terminal, nothing elsewhere.
+pub fn progress_bar(total: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -4,20 +4,24 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DescribeVolumesRequest,
-    DescribeVolumesResponse, DetachVolumeRequest, DiskFormat, Filter, GrowVolumeRequest,
+    AttachVolumeRequest, AttachVolumeResponse, AttachmentState, CreateVolumeRequest,
+    DeleteVolumeRequest, DescribeVolumesRequest, DescribeVolumesResponse, DetachVolumeRequest,
+    DetachVolumeResponse, DiskFormat, ExportVolumeRequest, Filter, GrowVolumeRequest,
     ImportVolumeHeader, ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
 };
 use tonic::Status;
 
 use crate::{
     client::Client,
+    download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
     filters::{name_of, parse_filter, parse_tag},
     human::{self, parse_gib},
     image_files::{format_of, parse_format},
     output::{self, Output},
     upload::{self, Upload},
+    volume_classes::{self, ClassArgs, ModifyArgs},
+    volume_wait,
 };
 
 /// Block volumes.
@@ -34,13 +38,19 @@ pub enum VolumeCommand {
     Show(IdsArgs),
     /// Make a volume larger.
     Grow(GrowArgs),
+    /// Change a volume's size, class or figures, also while a guest uses it.
+    Modify(ModifyArgs),
+    /// List the classes that volumes can have.
+    Classes,
     /// Delete volumes that nothing uses.
     #[command(visible_alias = "rm")]
     Delete(IdsArgs),
-    /// Attach a volume to a stopped instance.
+    /// Write a volume that no running instance uses into a file of its own.
+    Export(ExportArgs),
+    /// Attach a volume to a running or stopped instance.
     Attach(AttachArgs),
-    /// Detach a volume from a stopped instance.
-    Detach(IdArgs),
+    /// Detach a volume from a running or stopped instance; unmount it in the guest first.
+    Detach(DetachArgs),
 }
 
 #[derive(Args)]
@@ -54,6 +64,8 @@ pub struct CreateArgs {
     /// Start with the content of this snapshot.
     #[arg(long, conflicts_with = "image")]
     snapshot: Option<String>,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -71,6 +83,8 @@ pub struct ImportArgs {
     /// Grow to this size, in GiB (20, 20G, 1T).
     #[arg(long, value_parser = parse_gib)]
     size: Option<u64>,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -100,10 +114,21 @@ pub struct IdsArgs {
 }
 
 #[derive(Args)]
-pub struct IdArgs {
+pub struct DetachArgs {
     /// The volume's id.
     #[arg(value_name = "VOLUME")]
     id: String,
+    /// Take it away at once, whatever a running guest does: its requests fail from then on, and
+    /// what it has not flushed may be lost.
+    #[arg(long)]
+    force: bool,
+    /// How long a running guest may take to let go of it, in seconds; then it stays attached.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+    /// Return when the volume is available.
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Args)]
@@ -132,6 +157,18 @@ pub struct AttachArgs {
     /// Delete the volume with the instance.
     #[arg(long)]
     delete_on_termination: bool,
+    /// Return when a running instance has it.
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The volume's id.
+    #[arg(value_name = "VOLUME")]
+    id: String,
+    #[command(flatten)]
+    target: TargetArgs,
 }
 
 pub async fn dispatch(
@@ -145,13 +182,16 @@ pub async fn dispatch(
         VolumeCommand::List(args) => list(client, output, args).await,
         VolumeCommand::Show(args) => show(client, output, args).await,
         VolumeCommand::Grow(args) => grow(client, output, args).await,
+        VolumeCommand::Modify(args) => volume_classes::modify(client, output, args).await,
+        VolumeCommand::Classes => volume_classes::classes(client, output).await,
         VolumeCommand::Delete(args) => delete(client, args).await,
+        VolumeCommand::Export(args) => export(client, output, args).await,
         VolumeCommand::Attach(args) => attach(client, output, args).await,
         VolumeCommand::Detach(args) => detach(client, output, args).await,
     }
 }
 
-fn failed(status: Status) -> Failure {
+pub fn failed(status: Status) -> Failure {
     rpc_with_flags(
         status,
         &flags([
@@ -159,10 +199,17 @@ fn failed(status: Status) -> Failure {
             ("volume_id", "VOLUME"),
             ("size_gib", "--size"),
             ("header.size_gib", "--size"),
+            ("volume_class", "--class"),
+            ("header.volume_class", "--class"),
+            ("iops", "--iops"),
+            ("header.iops", "--iops"),
+            ("throughput_mib", "--throughput"),
+            ("header.throughput_mib", "--throughput"),
             ("image_id", "--image"),
             ("snapshot_id", "--snapshot"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
+            ("timeout_seconds", "--timeout"),
             ("sha256", "--sha256"),
             ("header.sha256", "--sha256"),
             ("format", "--format"),
@@ -188,6 +235,9 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         snapshot_id: args.snapshot.unwrap_or_default(),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let answer = client
         .volumes
@@ -212,6 +262,9 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         size_gib: args.size.unwrap_or(0),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
+        volume_class: args.class.class.unwrap_or_default(),
+        iops: args.class.iops.unwrap_or(0),
+        throughput_mib: args.class.throughput.unwrap_or(0),
     };
     let (stream, sending) = upload.send(
         ImportVolumeRequest {
@@ -283,6 +336,16 @@ async fn delete(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn export(client: &mut Client, output: Output, args: ExportArgs) -> Result<(), Failure> {
+    let target = args.target.open()?;
+    let request = ExportVolumeRequest {
+        volume_id: args.id,
+        format: target.format().into(),
+    };
+    let answers = client.store.export_volume(request).await.map_err(failed)?;
+    target.receive(answers.into_inner()).await?.print(output)
+}
+
 async fn attach(client: &mut Client, output: Output, args: AttachArgs) -> Result<(), Failure> {
     let request = AttachVolumeRequest {
         volume_id: args.id,
@@ -297,27 +360,43 @@ async fn attach(client: &mut Client, output: Output, args: AttachArgs) -> Result
         .await
         .map_err(failed)?
         .into_inner();
+    let answer = match answer.volume {
+        Some(volume) if args.wait => AttachVolumeResponse {
+            volume: Some(volume_wait::attached(client, volume).await?),
+        },
+        volume => AttachVolumeResponse { volume },
+    };
     match output {
         Output::Json => output::json("AttachVolumeResponse", &answer),
         Output::Table => print_volumes(answer.volume.as_slice()),
     }
 }
 
-async fn detach(client: &mut Client, output: Output, args: IdArgs) -> Result<(), Failure> {
-    let request = DetachVolumeRequest { volume_id: args.id };
+async fn detach(client: &mut Client, output: Output, args: DetachArgs) -> Result<(), Failure> {
+    let request = DetachVolumeRequest {
+        volume_id: args.id,
+        force: args.force,
+        timeout_seconds: args.timeout,
+    };
     let answer = client
         .volumes
         .detach_volume(request)
         .await
         .map_err(failed)?
         .into_inner();
+    let answer = match answer.volume {
+        Some(volume) if args.wait => DetachVolumeResponse {
+            volume: Some(volume_wait::detached(client, volume).await?),
+        },
+        volume => DetachVolumeResponse { volume },
+    };
     match output {
         Output::Json => output::json("DetachVolumeResponse", &answer),
         Output::Table => print_volumes(answer.volume.as_slice()),
     }
 }
 
-async fn describe(
+pub async fn describe(
     client: &mut Client,
     volume_ids: Vec<String>,
     filters: Vec<Filter>,
@@ -359,12 +438,21 @@ fn state_word(volume: &Volume) -> String {
 
 fn attached_to(volume: &Volume) -> String {
     match &volume.attachment {
-        Some(attachment) => format!("{} {}", attachment.instance_id, attachment.device_name),
+        Some(attachment) => {
+            let place = format!("{} {}", attachment.instance_id, attachment.device_name);
+            match attachment.state() {
+                AttachmentState::Attached => place,
+                state => format!(
+                    "{place} ({})",
+                    human::enum_word(state.as_str_name(), "ATTACHMENT_STATE_")
+                ),
+            }
+        }
         None => "-".to_owned(),
     }
 }
 
-fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
+pub fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
     let row = |volume: &Volume| {
         vec![
             volume.volume_id.clone(),
@@ -372,6 +460,7 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
             state_word(volume),
             human::bytes(volume.size_bytes),
             human::bytes(volume.allocated_bytes),
+            volume.volume_class.clone(),
             attached_to(volume),
             human::age(volume.create_time.as_ref()),
         ]
@@ -382,10 +471,11 @@ fn print_volumes(volumes: &[Volume]) -> Result<(), Failure> {
         "STATE",
         "SIZE",
         "OWN DATA",
+        "CLASS",
         "ATTACHED TO",
         "AGE",
     ];
-    output::table(&header, &[3, 4, 6], volumes.iter().map(row).collect())
+    output::table(&header, &[3, 4, 7], volumes.iter().map(row).collect())
 }
 
 fn print_one(volume: &Volume) -> Result<(), Failure> {
@@ -399,6 +489,15 @@ fn print_one(volume: &Volume) -> Result<(), Failure> {
         ("State", state_word(volume)),
         ("Size", human::bytes(volume.size_bytes)),
         ("Own data", human::bytes(volume.allocated_bytes)),
+        ("Class", volume.volume_class.clone()),
+        ("Figures", volume_classes::figures(volume)),
+        (
+            "Burst balance",
+            volume
+                .burst_balance_percent
+                .map_or_else(String::new, |percent| format!("{percent:.1} %")),
+        ),
+        ("Modification", volume_classes::modification(volume)),
         ("Image", volume.image_id.clone()),
         ("Snapshot", volume.snapshot_id.clone()),
         ("Attached to", attached_to(volume)),

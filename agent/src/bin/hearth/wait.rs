@@ -90,7 +90,7 @@ fn can_still_become(instance: &Instance, wanted: InstanceState) -> Result<(), Fa
 }
 
 /// A line that shows that something is being waited for; only on a terminal.
-fn spinner(text: &str) -> ProgressBar {
+pub fn spinner(text: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

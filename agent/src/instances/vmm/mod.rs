@@ -3,6 +3,7 @@
 //! - [`spawn`]: starts one, detached from the agent.
 //! - [`control`]: talks to one over its control socket.
 //! - [`adopt`]: finds one that an earlier agent started.
+//! - [`disks`]: plugs disks in and out while the guest runs.
 //! - [`monitor`]: sees it end; ends it.
 //!
 //! Each run directory has a file `vmm.lock`, locked through a descriptor that the VMM inherits:
@@ -11,6 +12,7 @@
 
 pub mod adopt;
 pub mod control;
+pub mod disks;
 pub mod monitor;
 pub mod spawn;
 

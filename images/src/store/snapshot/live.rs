@@ -6,9 +6,10 @@ use super::super::lock::{Locked, Mode};
 use super::super::{SnapshotInfo, Store, VolumeInfo};
 use super::refuse_twice;
 use crate::disk::Disk;
-use crate::disk::live::{NextTop, Settling};
+use crate::disk::live::{LayersBelow, NextTop, Settling};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
+use crate::layer::chain;
 use crate::layer::create::check_size;
 use std::fs::OpenOptions;
 use std::time::{Duration, Instant};
@@ -184,6 +185,27 @@ impl Store {
             outcome,
             pause: start.elapsed(),
         })
+    }
+
+    /// After a merge: goes over to the new files of a volume's layers, so that the old ones can
+    /// go. Returns whether there was anything to do. Requests of the guest go on.
+    pub fn reload_disk(&self, disk: &Disk, id: &VolumeId) -> Result<bool> {
+        let mut settling = disk
+            .settling()
+            .context(|| format!("reloading volume {id}"))?;
+        settling.finish()?;
+        let top = chain::open_link(&self.layout.layers, disk.top_id()?)?;
+        let ancestors = self.sealed_ancestors(&top)?;
+        if disk.has_below(&ancestors)? {
+            return Ok(false);
+        }
+        if let Some(layers) = LayersBelow::open(&ancestors)? {
+            let mut paused = settling
+                .pause()
+                .context(|| format!("reloading volume {id}"))?;
+            paused.exchange(layers);
+        }
+        Ok(true)
     }
 
     /// Makes a volume larger that this process has open for writing. Requests of the guest wait

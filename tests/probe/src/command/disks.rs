@@ -5,7 +5,6 @@ use alloc::format;
 use super::{Arguments, Command, Failure, Json, Probe};
 use crate::cpu::clock;
 use crate::disk::load::{self, Load};
-use crate::disk::misuse;
 use crate::disk::transfer::{self, Expected, Range};
 use crate::disk::{Disk, Request, operation};
 use crate::histogram::Histogram;
@@ -57,11 +56,6 @@ pub const COMMANDS: &[Command] = &[
             "seed",
         ],
         run: run_load,
-    },
-    Command {
-        name: "misuse",
-        keys: &["disk", "kind", "timeout", "seed", "count"],
-        run: run_misuse,
     },
 ];
 
@@ -269,20 +263,4 @@ fn run_load(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result
         0 => Ok(()),
         _ => Err("requests failed".into()),
     }
-}
-
-fn run_misuse(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result<(), Failure> {
-    let found = probe.close_disk(arguments.number_or("disk", 0)? as usize)?;
-    let options = misuse::Options {
-        timeout_ns: arguments.duration("timeout")?.unwrap_or(200_000_000),
-        seed: arguments.number_or("seed", 1)?,
-        count: arguments.number_or("count", 1000)?,
-    };
-    let outcome = misuse::run(found, arguments.text("kind")?, &options)?;
-    json.optional("completed", outcome.completed)
-        .optional("status", outcome.status)
-        .optional("used_length", outcome.used_length)
-        .number("device_status", outcome.device_status)
-        .number("needs_reset", outcome.needs_reset);
-    Ok(())
 }

@@ -13,6 +13,11 @@ pub const COMMANDS: &[Command] = &[
         run: identify,
     },
     Command {
+        name: "rescan",
+        keys: &[],
+        run: rescan,
+    },
+    Command {
         name: "time",
         keys: &[],
         run: time,
@@ -97,6 +102,12 @@ fn clock_members(json: &mut Json) {
         .number("tsc", clock::ticks())
         .number("uptime_ns", clock::now())
         .number("ready_ns", clock::ready());
+}
+
+fn rescan(probe: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    let (gone, new) = probe.rescan();
+    json.number("gone", gone).number("new", new);
+    disks(probe, json)
 }
 
 fn time(_: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ mod arguments;
 mod disks;
 mod identify;
 mod machine;
+mod misuse;
 mod networks;
 
 use alloc::vec::Vec;
@@ -27,10 +28,11 @@ struct Command {
     run: Run,
 }
 
-const TABLES: [&[Command]; 4] = [
+const TABLES: [&[Command]; 5] = [
     identify::COMMANDS,
     machine::COMMANDS,
     disks::COMMANDS,
+    misuse::COMMANDS,
     networks::COMMANDS,
 ];
 
@@ -58,6 +60,34 @@ impl Probe {
             .copied()
             .filter(|found| found.kind == kind)
             .collect()
+    }
+
+    /// Looks at the windows again: lets go of disks that are to go, and finds new ones. Disks keep
+    /// their order, by window. Returns how many have gone and come.
+    fn rescan(&mut self) -> (usize, usize) {
+        let before = self.of_kind(kind::BLOCK);
+        let mut opened = core::mem::take(&mut self.disks);
+        opened.resize_with(before.len(), || None);
+        let mut kept = Vec::new();
+        let mut gone = 0;
+        for (found, disk) in before.iter().zip(opened) {
+            if found.is_wanted() {
+                kept.push((found.base, disk));
+            } else {
+                // Dropped, and so reset.
+                gone += 1;
+            }
+        }
+        let mut found = virtio::find();
+        found.retain(Found::is_wanted);
+        self.found = Some(found);
+        let after = self.of_kind(kind::BLOCK);
+        let new = after.len().saturating_sub(kept.len());
+        for found in after {
+            let at = kept.iter().position(|(base, _)| *base == found.base);
+            self.disks.push(at.and_then(|at| kept.swap_remove(at).1));
+        }
+        (gone, new)
     }
 
     fn nth(&mut self, kind: u32, index: usize) -> Result<Found, Failure> {
@@ -88,6 +118,15 @@ impl Probe {
     fn close_disk(&mut self, index: usize) -> Result<Found, Failure> {
         let found = self.nth(kind::BLOCK, index)?;
         if let Some(place) = self.disks.get_mut(index) {
+            *place = None;
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::close_disk`], with all that the card has had.
+    fn close_nic(&mut self, index: usize) -> Result<Found, Failure> {
+        let found = self.nth(kind::NETWORK, index)?;
+        if let Some(place) = self.nics.get_mut(index) {
             *place = None;
         }
         Ok(found)

@@ -2,7 +2,6 @@
 //! queues, discard and write-zeroes. It polls.
 
 pub mod load;
-pub mod misuse;
 pub mod transfer;
 
 use alloc::format;
@@ -51,7 +50,8 @@ const DESCRIPTORS: u16 = 3;
 pub const SLOTS_MAX: u16 = 64;
 /// Bytes of a slot: header, status, padding.
 const SLOT_BYTES: u64 = 32;
-const HEADER_BYTES: u32 = 16;
+/// Of `struct virtio_blk_req`, before the data.
+pub const HEADER_BYTES: u32 = 16;
 /// What the status byte is before the device writes it.
 const NO_STATUS: u8 = 0xff;
 /// How long a request may take, in nanoseconds.
@@ -148,7 +148,10 @@ impl Disk {
 
     /// What it is.
     pub fn properties(&self) -> Properties {
-        self.properties
+        Properties {
+            size_bytes: size_bytes(self.registers),
+            ..self.properties
+        }
     }
 
     /// Whether it has to be opened anew.
@@ -282,6 +285,19 @@ pub fn check(status: u8) -> Result<(), Failure> {
     }
 }
 
+/// `capacity`, which the host may make larger at any time.
+fn size_bytes(registers: Registers) -> u64 {
+    let config = |at: u64| u64::from(registers.read(offset::CONFIG + at));
+    // Of two halves that don't belong together the upper one has changed meanwhile.
+    loop {
+        let upper = config(4);
+        let sectors = upper << 32 | config(0);
+        if config(4) == upper {
+            return sectors.saturating_mul(SECTOR);
+        }
+    }
+}
+
 /// Fields of `struct virtio_blk_config` (section 5.2.4).
 fn read_properties(registers: Registers, features: u64) -> Properties {
     let has = |bit| features & bit != 0;
@@ -304,7 +320,7 @@ fn read_properties(registers: Registers, features: u64) -> Properties {
         }
     };
     Properties {
-        size_bytes: (u64::from(config(4)) << 32 | u64::from(config(0))).saturating_mul(SECTOR),
+        size_bytes: size_bytes(registers),
         read_only: has(feature::READ_ONLY),
         block_bytes,
         physical_block_bytes: block_bytes << exponent.min(31),

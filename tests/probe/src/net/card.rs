@@ -26,7 +26,7 @@ const TRANSMIT: u16 = 1;
 /// Most entries of each queue, and so frames in flight.
 const QUEUE_SIZE: u32 = 256;
 /// `struct virtio_net_hdr` (section 5.1.6): all zeroes, as nothing is offloaded.
-const HEADER_BYTES: usize = 12;
+pub const HEADER_BYTES: usize = 12;
 /// Frames with their header fit.
 const BUFFER_BYTES: usize = 2048;
 /// Largest frame that is sent as it is.

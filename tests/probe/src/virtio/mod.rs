@@ -13,6 +13,7 @@ use core::ptr::NonNull;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 
 use self::registers::Registers;
+use crate::cpu::ports;
 
 /// First window.
 const BASE: u64 = 0xd000_0000;
@@ -57,6 +58,22 @@ impl Found {
         // SAFETY: the window of a device, which is there for ever; only one driver at a time uses
         // it, as the doc says.
         unsafe { MmioTransport::new(header, self.size as usize) }.ok()
+    }
+}
+
+/// First port of the bytes that say which of the windows' disks are there (`_STA` in ACPI).
+const STATUS_PORT: u16 = 0x610;
+
+impl Found {
+    /// Whether the machine wants it to be used: a disk that is to be let go of is not.
+    pub fn is_wanted(&self) -> bool {
+        match (self.kind, self.base.checked_sub(BASE)) {
+            // A machine without such registers reads as ones.
+            (kind::BLOCK, Some(offset)) if offset < WINDOWS * STRIDE => {
+                ports::read8(STATUS_PORT + (offset / STRIDE) as u16) != 0
+            }
+            _ => true,
+        }
     }
 }
 

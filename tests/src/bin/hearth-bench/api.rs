@@ -1,82 +1,137 @@
-//! Calls of the API per second.
+//! Calls of the API per second, with many objects.
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hearth_proto::v1::{
-    CreateVolumeRequest, DescribeInstancesRequest, DescribeVolumesRequest, PageRequest,
+    CreateVolumeRequest, DescribeInstancesRequest, DescribeVolumesRequest, Filter, PageRequest,
+    TerminateInstancesRequest,
 };
 use hearth_tests::Hearth;
 
-use crate::table::{Row, Section};
+use crate::{
+    Bench,
+    table::{Row, Section},
+};
 
-/// Volumes that are made; fewer if that takes longer than [`MAKING`].
-const VOLUMES: usize = 1000;
-const MAKING: Duration = Duration::from_secs(30);
+const VOLUMES: usize = 10_000;
+
+/// Most of one page.
+const PAGE: u32 = 1000;
+
+/// Instances that are described: idle probes.
+const INSTANCES: u32 = 50;
 
 /// For each kind of call.
 const CALLING: Duration = Duration::from_secs(2);
 
 /// Calls on one connection, one after the other.
-pub async fn measure(hearth: &Hearth) -> Result<Section> {
+pub async fn measure(bench: &Bench) -> Result<Vec<Section>> {
+    let hearth = bench.hearth().await?;
+    let mut rows = Vec::new();
     let start = Instant::now();
-    let mut made = Vec::new();
-    while made.len() < VOLUMES && start.elapsed() < MAKING {
+    let mut ids = Vec::new();
+    for _ in 0..VOLUMES {
         let request = CreateVolumeRequest {
             size_gib: 1,
             ..Default::default()
         };
         let answer = hearth.volumes().create_volume(request).await?.into_inner();
-        made.extend(answer.volume.map(|volume| volume.volume_id));
+        ids.extend(answer.volume.map(|volume| volume.volume_id));
     }
-    let making = made.len() as f64 / start.elapsed().as_secs_f64();
-    let mut rows = vec![Row::alone("CreateVolume", making)];
+    let making = ids.len() as f64 / start.elapsed().as_secs_f64();
+    rows.push(Row::alone("CreateVolume", making));
 
-    let page = PageRequest {
-        max_results: u32::try_from(VOLUMES)?,
-        ..Default::default()
-    };
-    let whole = DescribeVolumesRequest {
-        page: Some(page.clone()),
+    let whole_page = DescribeVolumesRequest {
+        page: Some(PageRequest {
+            max_results: PAGE,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let one = DescribeVolumesRequest {
-        volume_ids: made.first().cloned().into_iter().collect(),
+        volume_ids: vec![ids[VOLUMES / 2].clone()],
         ..Default::default()
     };
-    for request in [whole, one] {
-        let (calls, objects) = repeat(async || {
+    let none = DescribeVolumesRequest {
+        filters: vec![Filter {
+            name: "tag:owner".to_owned(),
+            values: vec!["nobody".to_owned()],
+        }],
+        ..Default::default()
+    };
+    for (what, request, expected) in [
+        ("one by its id", one, 1),
+        ("a page of 1000", whole_page, PAGE as usize),
+        ("a filter that none matches", none, 0),
+    ] {
+        let calls = repeat(async || {
             let answer = hearth.volumes().describe_volumes(request.clone()).await?;
-            Ok(answer.into_inner().volumes.len())
-        })
-        .await?;
-        let what = format!("DescribeVolumes, {objects} of {}", made.len());
-        rows.push(Row::alone(what, calls));
+            let found = answer.into_inner().volumes.len();
+            ensure!(found == expected, "{found} volumes instead of {expected}");
+            Ok(())
+        });
+        let what = format!("DescribeVolumes, {what}");
+        rows.push(Row::alone(what, calls.await?));
     }
-    let request = DescribeInstancesRequest {
-        page: Some(page),
-        ..Default::default()
-    };
-    let (calls, objects) = repeat(async || {
-        let request = request.clone();
-        let answer = hearth.instances().describe_instances(request).await?;
-        Ok(answer.into_inner().instances.len())
-    })
-    .await?;
+    let calls = repeat(async || all_volumes(hearth).await).await?;
     rows.push(Row::alone(
-        format!("DescribeInstances, {objects} of them"),
+        format!("DescribeVolumes, all {VOLUMES} in pages of 1000"),
         calls,
     ));
-    Ok(Section::new("gRPC calls per second", rows))
+
+    let instances = hearth.probes(INSTANCES).await?;
+    let instance_ids: Vec<String> = instances
+        .iter()
+        .map(|probe| probe.guest.id.clone())
+        .collect();
+    let calls = repeat(async || {
+        let request = DescribeInstancesRequest {
+            instance_ids: instance_ids.clone(),
+            ..Default::default()
+        };
+        let answer = hearth.instances().describe_instances(request).await?;
+        let found = answer.into_inner().instances.len();
+        ensure!(found == instance_ids.len(), "{found} instances");
+        Ok(())
+    });
+    let what = format!("DescribeInstances, {INSTANCES} that run, by id");
+    rows.push(Row::alone(what, calls.await?));
+    let request = TerminateInstancesRequest { instance_ids };
+    hearth.instances().terminate_instances(request).await?;
+    let title = format!("gRPC calls per second, {VOLUMES} volumes");
+    Ok(vec![Section::new(title, rows)])
 }
 
-/// Calls per second, and how many objects an answer has.
-async fn repeat(call: impl AsyncFn() -> Result<usize>) -> Result<(f64, usize)> {
+/// Follows the pages to the last one.
+async fn all_volumes(hearth: &Hearth) -> Result<()> {
+    let (mut found, mut next_token) = (0, String::new());
+    loop {
+        let request = DescribeVolumesRequest {
+            page: Some(PageRequest {
+                max_results: PAGE,
+                next_token,
+            }),
+            ..Default::default()
+        };
+        let page = hearth.volumes().describe_volumes(request).await?;
+        let page = page.into_inner();
+        found += page.volumes.len();
+        next_token = page.next_token;
+        if next_token.is_empty() {
+            ensure!(found >= VOLUMES, "{found} volumes");
+            return Ok(());
+        }
+    }
+}
+
+/// Calls per second.
+async fn repeat(call: impl AsyncFn() -> Result<()>) -> Result<f64> {
     let start = Instant::now();
-    let (mut calls, mut objects) = (0.0, 0);
+    let mut calls = 0.0;
     while start.elapsed() < CALLING {
-        objects = call().await?;
+        call().await?;
         calls += 1.0;
     }
-    Ok((calls / start.elapsed().as_secs_f64(), objects))
+    Ok(calls / start.elapsed().as_secs_f64())
 }

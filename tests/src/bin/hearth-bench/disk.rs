@@ -11,7 +11,7 @@ use hearth_images::{Access, SnapshotId, Store, VolumeId, VolumeSource};
 use rustix::fs::sync;
 
 use crate::{
-    host_file,
+    Bench, host_file,
     machine::Machine,
     table::{Row, Section},
 };
@@ -20,6 +20,9 @@ use crate::{
 pub const SIZE: u64 = 1 << 30;
 
 const PIECE: usize = 1 << 20;
+
+/// Of each load.
+const SECONDS: f64 = 2.0;
 
 /// What is asked of a disk.
 pub struct Load {
@@ -83,8 +86,10 @@ impl Load {
 }
 
 /// One section for each kind of volume.
-pub fn measure(kernel: &Path, folder: &Path, seconds: f64) -> Result<Vec<Section>> {
-    let loads = loads(seconds);
+pub async fn measure(bench: &Bench) -> Result<Vec<Section>> {
+    let kernel = bench.probe_kernel()?;
+    let folder = bench.folder();
+    let loads = loads(SECONDS);
     let raw = host_file::make(folder)?;
     sync();
     let host: Vec<f64> = loads
@@ -98,8 +103,8 @@ pub fn measure(kernel: &Path, folder: &Path, seconds: f64) -> Result<Vec<Section
         let folder = tempfile::tempdir_in(folder)?;
         let root = folder.path().join("store");
         let copy = make_volume(&root, folder.path(), layers)?;
-        let mut ours = Machine::hearth(kernel, folder.path(), Some((&root, "vol")))?;
-        let mut qemu = Machine::qemu(kernel, Some(&copy))?;
+        let mut ours = Machine::hearth(&kernel, folder.path(), Some((&root, "vol")))?;
+        let mut qemu = Machine::qemu(&kernel, Some(&copy))?;
         // In turns, so that whatever else the host does slows both.
         let mut rows = Vec::new();
         for (load, host) in loads.iter().zip(&host) {

@@ -20,11 +20,20 @@ use hearth_vmm::{
 };
 use serde_json::Value;
 
+use crate::peers::QEMU_CPU;
+
 /// The memory of each probe.
 pub const MEMORY_MIB: u64 = 32;
 
 /// A machine that does not serve its console by then never will.
 const SOON: Duration = Duration::from_secs(30);
+
+/// Limits of a QEMU disk, in a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttling {
+    pub iops: u64,
+    pub bytes: u64,
+}
 
 /// A running probe; it ends with this value.
 pub struct Machine {
@@ -96,19 +105,34 @@ impl Machine {
 
     /// QEMU's `microvm`, and perhaps a qcow2 file as its disk.
     pub fn qemu(kernel: &Path, disk: Option<&Path>) -> Result<Self> {
+        Self::qemu_throttled(kernel, disk, None)
+    }
+
+    /// [`Self::qemu`], whose disk is held to these limits.
+    pub fn qemu_throttled(
+        kernel: &Path,
+        disk: Option<&Path>,
+        throttling: Option<Throttling>,
+    ) -> Result<Self> {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,ioapic2=off"])
-            .args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m"])
+            .args(["-accel", "kvm", "-cpu", QEMU_CPU, "-smp", "1", "-m"])
             .arg(format!("{MEMORY_MIB}M"))
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-serial", "stdio", "-kernel"])
             .arg(kernel);
         if let Some(disk) = disk {
+            let limits = throttling.map_or_else(String::new, |limits| {
+                format!(
+                    "throttling.iops-total={},throttling.bps-total={},",
+                    limits.iops, limits.bytes
+                )
+            });
             command
                 .args(["-global", "virtio-mmio.force-legacy=false", "-drive"])
                 .arg(format!(
-                    "if=none,id=d,format=qcow2,cache=writeback,discard=unmap,file={}",
+                    "if=none,id=d,format=qcow2,cache=writeback,discard=unmap,{limits}file={}",
                     disk.display()
                 ))
                 .args(["-device", "virtio-blk-device,drive=d"]);

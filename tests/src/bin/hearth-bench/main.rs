@@ -1,11 +1,6 @@
 //! `hearth-bench`: Hearth beside `qemu-system-x86_64 -M microvm`, in the same run.
 //!
-//! - The VMM alone, with a kernel of eleven bytes, in turns: from the start of the process to the
-//!   guest's first instruction, and how much memory the process holds beyond the guest's pages.
-//! - With the probe (`tests/probe`): launches through the agent, disk loads, fifty at once.
-//! - Calls of the API.
-//!
-//! usage: hearth-bench [ROUNDS]      prints tables; writes bench.json to the target directory
+//! What is measured is in [`SECTIONS`]: each a file, which makes one or more tables.
 
 mod api;
 mod disk;
@@ -17,87 +12,103 @@ mod memory;
 mod peers;
 mod serial_file;
 mod table;
+mod throttle;
+mod vmm;
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    pin::Pin,
 };
 
 use anyhow::{Context, Result, ensure};
-use hearth_tests::{Hearth, probe, programs, tiny};
-use serde::Serialize;
-
-use crate::{
-    peers::{Measured, Peer},
-    table::{Row, Section, quantile},
+use clap::{
+    Parser,
+    builder::{PossibleValuesParser, TypedValueParser},
 };
+use hearth_tests::{Hearth, probe, programs};
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
-const ROUNDS: usize = 15;
+use crate::table::Section;
 
-/// Launches through the agent.
-const LAUNCHES: usize = 20;
+/// Everything that is measured, in the order of the tables.
+const SECTIONS: &[(&str, Measure)] = &[
+    ("vmm", |bench| Box::pin(vmm::measure(bench))),
+    ("launch", |bench| Box::pin(launch::measure(bench))),
+    ("disk", |bench| Box::pin(disk::measure(bench))),
+    ("throttle", |bench| Box::pin(throttle::measure(bench))),
+    ("many", |bench| Box::pin(many::measure(bench))),
+    ("api", |bench| Box::pin(api::measure(bench))),
+];
 
-/// Of each disk load.
-const LOAD_SECONDS: f64 = 2.0;
+type Measure = for<'b> fn(&'b Bench) -> Pin<Box<dyn Future<Output = Result<Vec<Section>>> + 'b>>;
 
-/// The medians of one program.
-#[derive(Serialize)]
-struct Medians {
-    name: &'static str,
-    start_to_guest_ms: f64,
-    resident_kib: f64,
-    guest_resident_kib: f64,
-    beyond_guest_kib: f64,
+/// Measures Hearth beside QEMU's microvm, prints tables, and writes them to bench.json in cargo's
+/// target directory.
+#[derive(Parser)]
+#[command(name = "hearth-bench")]
+struct Arguments {
+    /// Starts of each VMM in the first table
+    #[arg(default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+
+    /// Only these, such as disk,api
+    #[arg(long, value_delimiter = ',', value_parser = names())]
+    only: Vec<String>,
+}
+
+fn names() -> impl TypedValueParser<Value = String> {
+    PossibleValuesParser::new(SECTIONS.iter().map(|(name, _)| *name)).map(|name| name)
+}
+
+/// What the sections share.
+pub struct Bench {
+    folder: TempDir,
+    /// See [`Arguments`].
+    pub rounds: usize,
+    hearth: OnceCell<Hearth>,
 }
 
 #[derive(Serialize)]
 struct Report {
-    memory_mib: u64,
-    rounds: usize,
     kvm: &'static str,
     kernel: String,
     cpus: usize,
-    peers: Vec<Medians>,
     sections: Vec<Section>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let rounds = match env::args().nth(1) {
-        Some(text) => text.parse().context("ROUNDS is a number")?,
-        None => ROUNDS,
-    };
-    ensure!(rounds > 0, "at least one round");
+    let arguments = Arguments::parse();
     ensure!(programs::kvm(), "no /dev/kvm that we may write to");
-    let folder = tempfile::Builder::new().prefix("hearth-bench.").tempdir()?;
-    let folder = folder.path();
+    let bench = Bench {
+        folder: tempfile::Builder::new().prefix("hearth-bench.").tempdir()?,
+        rounds: arguments.rounds.into(),
+        hearth: OnceCell::new(),
+    };
     let mut report = Report {
-        memory_mib: peers::MEMORY_MIB,
-        rounds,
         kvm: kind_of_kvm(),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
             .trim()
             .to_owned(),
         cpus: std::thread::available_parallelism()?.get(),
-        peers: start(folder, rounds)?,
         sections: Vec::new(),
     };
     println!(
         "{} CPUs, {} KVM, Linux {}; guests have 1 vCPU",
         report.cpus, report.kvm, report.kernel
     );
-    report.add(start_section(&report));
-
-    let kernel = folder.join("probe");
-    fs::write(&kernel, probe::kernel()?)?;
-    let hearth = Hearth::start().await?;
-    report.add(launch::measure(&hearth, &kernel, LAUNCHES).await?);
-    for section in disk::measure(&kernel, folder, LOAD_SECONDS)? {
-        report.add(section);
+    for (name, measure) in SECTIONS {
+        if arguments.only.is_empty() || arguments.only.iter().any(|only| only == name) {
+            for section in measure(&bench).await? {
+                section.print();
+                report.sections.push(section);
+            }
+        }
     }
-    report.add(many::measure(&hearth, &kernel).await?);
-    report.add(api::measure(&hearth).await?);
-    drop(hearth);
+    drop(bench);
 
     let path = target_folder()?.join("bench.json");
     fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
@@ -105,70 +116,24 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-impl Report {
-    fn add(&mut self, section: Section) {
-        section.print();
-        self.sections.push(section);
+impl Bench {
+    /// For files, which go with it.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
-}
 
-/// Ours, then QEMU's.
-fn start(folder: &Path, rounds: usize) -> Result<Vec<Medians>> {
-    let kernel = folder.join("kernel");
-    fs::write(&kernel, tiny::one_byte())?;
-    let peers = [Peer::hearth(&kernel)?, Peer::qemu(&kernel)?];
-    let mut measured: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
-    // One round more, which only warms the caches.
-    for round in 0..=rounds {
-        for (peer, measured) in peers.iter().zip(&mut measured) {
-            let run_dir = tempfile::tempdir_in(folder)?;
-            let one = peer
-                .measure(run_dir.path())
-                .with_context(|| peer.name.to_owned())?;
-            if round > 0 {
-                measured.push(one);
-            }
+    /// The agent that all sections share, started when it is first asked for.
+    pub async fn hearth(&self) -> Result<&Hearth> {
+        self.hearth.get_or_try_init(Hearth::start).await
+    }
+
+    /// The probe as a file, for machines without an agent.
+    pub fn probe_kernel(&self) -> Result<PathBuf> {
+        let path = self.folder().join("probe");
+        if !path.exists() {
+            fs::write(&path, probe::kernel()?)?;
         }
-    }
-    let medians = peers.iter().zip(&measured);
-    Ok(medians
-        .map(|(peer, measured)| medians_of(peer.name, measured))
-        .collect())
-}
-
-fn start_section(report: &Report) -> Section {
-    let [ours, qemu] = [&report.peers[0], &report.peers[1]];
-    let row = |what: &str, of: fn(&Medians) -> f64| Row::beside(what, of(ours), of(qemu));
-    let rows = vec![
-        row("process start to the guest's first byte, ms", |m| {
-            m.start_to_guest_ms
-        }),
-        row("resident beyond the guest's pages, MiB", |m| {
-            m.beyond_guest_kib / 1024.0
-        }),
-        row("resident in all, MiB", |m| m.resident_kib / 1024.0),
-        row("of it the guest's own pages, MiB", |m| {
-            m.guest_resident_kib / 1024.0
-        }),
-    ];
-    let title = format!(
-        "VMM, {} MiB, medians of {} rounds",
-        report.memory_mib, report.rounds
-    );
-    Section::new(title, rows)
-}
-
-fn medians_of(name: &'static str, measured: &[Measured]) -> Medians {
-    let median = |of: fn(&Measured) -> f64| {
-        let values: Vec<f64> = measured.iter().map(of).collect();
-        quantile(&values, 0.5)
-    };
-    Medians {
-        name,
-        start_to_guest_ms: median(|m| m.start_to_guest.as_secs_f64() * 1000.0),
-        resident_kib: median(|m| m.memory.resident_kib as f64),
-        guest_resident_kib: median(|m| m.memory.guest_kib as f64),
-        beyond_guest_kib: median(|m| (m.memory.resident_kib - m.memory.guest_kib) as f64),
+        Ok(path)
     }
 }
 

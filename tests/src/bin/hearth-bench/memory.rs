@@ -60,6 +60,16 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// The `Pss` of a process that has no guest, in KiB.
+    pub fn of_process(pid: u32) -> Result<u64> {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let text = fs::read_to_string(&path).context(path)?;
+        let pss = text.lines().find_map(|line| value(line, "Pss:"));
+        pss.context("no Pss")
+    }
+}
+
 fn value(line: &str, name: &str) -> Option<u64> {
     line.strip_prefix(name)?
         .trim()

@@ -18,6 +18,10 @@ use crate::{memory::Memory, serial_file::SerialFile};
 /// The guest's memory.
 pub const MEMORY_MIB: u64 = 128;
 
+/// QEMU's `-cpu`: the host's. Software KVM refuses to set the register of its capabilities (MSR
+/// 0x10a), after which QEMU aborts.
+pub const QEMU_CPU: &str = "host,arch-capabilities=off";
+
 /// One run.
 pub struct Measured {
     /// From before the process was made to the byte that the guest's first instructions write.
@@ -128,7 +132,7 @@ fn qemu_arguments(peer: &Peer, serial: &SerialFile) -> Vec<String> {
         "-accel",
         "kvm",
         "-cpu",
-        "host",
+        QEMU_CPU,
         "-smp",
         "1",
         "-m",

@@ -23,6 +23,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+mod spin;
 pub mod worker;
 
 #[cfg(test)]

@@ -94,8 +94,7 @@ pub struct Chain<'m> {
 impl ActiveQueue {
     /// Takes the next chain from the available ring, if there is one.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, QueueError> {
-        let available = self.queue.avail_idx(memory, Ordering::Acquire)?;
-        if available.0 == self.queue.next_avail() {
+        if !self.has_available(memory)? {
             return Ok(None);
         }
         let mut chain = self
@@ -142,6 +141,12 @@ impl ActiveQueue {
             readable,
             writable,
         }))
+    }
+
+    /// Whether the available ring has a chain that was not taken yet.
+    pub fn has_available(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        let available = self.queue.avail_idx(memory, Ordering::Acquire)?;
+        Ok(available.0 != self.queue.next_avail())
     }
 
     /// Gives chain `head` back to the driver, with `written` bytes at the start of its writable

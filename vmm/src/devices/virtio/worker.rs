@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::GuestMemory;
 use super::interrupt::Interrupt;
 use super::queue::{ActiveQueue, Chain, QueueError};
+use super::spin::Spin;
 
 /// How long a completed chain may wait for others to share one interrupt with. An interrupt
 /// costs the guest two MMIO exits, a slow request next in the queue costs it more.
@@ -130,6 +131,7 @@ impl Worker {
             memory,
             interrupt,
             handler,
+            spin: Spin::new(),
         };
         let thread = thread::Builder::new().name(name).spawn({
             let control = Arc::clone(&control);
@@ -197,6 +199,7 @@ struct Service<H> {
     memory: Arc<GuestMemory>,
     interrupt: Arc<Interrupt>,
     handler: H,
+    spin: Spin,
 }
 
 impl<H: ChainHandler> Service<H> {
@@ -207,9 +210,13 @@ impl<H: ChainHandler> Service<H> {
             if control.ended.load(Ordering::SeqCst) {
                 return Ok(());
             }
+            let asleep = Instant::now();
             match epoll.wait(-1, &mut events) {
-                // Which of the two it was doesn't matter; a read of an empty one just fails.
-                Ok(_) => drop(self.queue.notify.read()),
+                Ok(_) => {
+                    self.spin.slept(asleep.elapsed());
+                    // Which of the two it was doesn't matter; a read of an empty one just fails.
+                    drop(self.queue.notify.read());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
@@ -227,6 +234,16 @@ impl<H: ChainHandler> Service<H> {
         served?;
         if control.ended.load(Ordering::SeqCst) {
             return Ok(Round::Drained);
+        }
+        // Before the driver is told that it has to notify.
+        let Service {
+            queue,
+            memory,
+            spin,
+            ..
+        } = self;
+        if spin.look(|| queue.has_available(memory))? {
+            return Ok(Round::MoreToDo);
         }
         let more = self.queue.request_notifications(&self.memory)?;
         Ok(if more {

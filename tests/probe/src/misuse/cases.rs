@@ -127,6 +127,38 @@ pub const REQUESTS: &[Case] = &[
     }),
 ];
 
+/// Frames that are none; the header is `struct virtio_net_hdr`.
+pub const FRAMES: &[Case] = &[
+    ("garbage_header", |b, _| {
+        b.area.bytes()[..16].fill(0xff);
+        b.chain_with(|_, _| {});
+    }),
+    ("impossible_checksum", |b, _| {
+        // A checksum to be put behind the end of the frame.
+        b.area.bytes()[..10].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0xf0, 0xff, 0xfe, 0xff]);
+        b.chain_with(|_, _| {});
+    }),
+    ("impossible_segments", |b, _| {
+        // TCP over IPv4 in pieces of no bytes.
+        b.area.bytes()[..10].copy_from_slice(&[0, 1, 0xff, 0xff, 0, 0, 0, 0, 0, 0]);
+        b.chain_with(|_, _| {});
+    }),
+    ("no_frame", |b, _| {
+        b.chain_with(|b, c| (c[0].flags, c[0].length) = (c[2].flags, b.target.header_bytes));
+    }),
+    ("tiny_frame", |b, _| b.chain_with(|_, c| c[1].length = 1)),
+    ("long_frame", |b, _| {
+        b.start_well();
+        let mut chain = [b.chain()[1]; SIZE as usize];
+        for (index, descriptor) in chain.iter_mut().enumerate() {
+            descriptor.next = index as u16 + 1;
+        }
+        chain[SIZE as usize - 1].flags &= flags::WRITE;
+        b.put(&chain);
+        b.offer(0);
+    }),
+];
+
 /// Rings that are wrong.
 pub const RINGS: &[Case] = &[
     ("bad_avail", |b, _| {
@@ -135,13 +167,13 @@ pub const RINGS: &[Case] = &[
         b.put(&chain);
         b.queue.publish(SIZE * 4);
         b.offered = true;
-        b.registers.notify(0);
+        b.ring();
     }),
     ("bad_avail_max", |b, _| {
         b.start_well();
         b.queue.publish(u16::MAX);
         b.offered = true;
-        b.registers.notify(0);
+        b.ring();
     }),
     ("same_head_twice", |b, _| {
         b.start_well();
@@ -228,7 +260,7 @@ pub const REGISTERS: &[Case] = &[
         b.start(u32::MAX, &b.queue.rings());
         b.offer(0);
     }),
-    ("notify_before_ready", |b, _| b.registers.notify(0)),
+    ("notify_before_ready", |b, _| b.ring()),
     ("notify_unknown_queue", |b, _| {
         b.start_well();
         b.registers.notify(999);
@@ -255,7 +287,7 @@ pub const REGISTERS: &[Case] = &[
     ("queue_moved_while_running", |b, _| {
         b.chain_with(|_, _| {});
         b.registers.set_queue(
-            0,
+            b.queue.index,
             SIZE.into(),
             &Rings {
                 used: NOWHERE,
@@ -333,10 +365,10 @@ pub const REGISTERS: &[Case] = &[
             );
             b.queue.offer(random.below(20) as u16);
             if random.below(4) == 0 {
-                b.registers.notify(0);
+                b.ring();
             }
         }
         b.offered = true;
-        b.registers.notify(0);
+        b.ring();
     }),
 ];

@@ -1,15 +1,16 @@
-//! What no driver should do with a disk's queue and registers. The device may answer with an
+//! What no driver should do with a device's queue and registers. The device may answer with an
 //! error, ask for a reset, or say nothing; the next ordinary command resets it and goes on.
 
 mod cases;
 
 use alloc::format;
 
-use super::{HEADER_BYTES, feature};
 use crate::command::Failure;
 use crate::cpu::clock;
+use crate::disk::{HEADER_BYTES, feature};
 use crate::memory::dma::Buffer;
 use crate::virtio::Found;
+use crate::virtio::kind;
 use crate::virtio::queue::{Descriptor, Queue, flags};
 use crate::virtio::registers::{Registers, Rings, VERSION_1, offset, status};
 
@@ -52,28 +53,86 @@ const DATA_BYTES: u32 = 4096;
 const NO_STATUS: u8 = 0xff;
 const SIZE: u16 = 16;
 
+/// What is misused of a device.
+struct Target {
+    /// Number of the queue.
+    queue: u16,
+    /// Another queue without which the device does not work.
+    other: Option<u16>,
+    features: u64,
+    /// Length of a chain's first part.
+    header_bytes: u32,
+    /// Whether the device writes a chain's first, second and last part.
+    writes: [bool; 3],
+    groups: &'static [&'static [Case]],
+}
+
+impl Target {
+    fn of(kind: u32, queue: u16) -> Result<Self, Failure> {
+        let common = Self {
+            queue,
+            other: None,
+            features: VERSION_1,
+            header_bytes: HEADER_BYTES,
+            writes: [true; 3],
+            groups: &[cases::CHAINS, cases::RINGS, cases::REGISTERS],
+        };
+        match (kind, queue) {
+            (kind::BLOCK, 0) => Ok(Self {
+                features: VERSION_1 | feature::ALL,
+                writes: [false, true, true],
+                groups: &[
+                    cases::CHAINS,
+                    cases::REQUESTS,
+                    cases::RINGS,
+                    cases::REGISTERS,
+                ],
+                ..common
+            }),
+            // Receives, or sends.
+            (kind::NETWORK, 0 | 1) => Ok(Self {
+                other: Some(1 - queue),
+                header_bytes: crate::net::card::HEADER_BYTES as u32,
+                writes: [queue == 0; 3],
+                groups: &[cases::CHAINS, cases::FRAMES, cases::RINGS, cases::REGISTERS],
+                ..common
+            }),
+            (kind::RANDOM, 0) => Ok(common),
+            _ => Err("the device has no such queue".into()),
+        }
+    }
+}
+
 /// A device with one queue, and what chains are made of.
 struct Bench {
+    target: Target,
     registers: Registers,
     queue: Queue,
+    other: Option<Queue>,
     area: Buffer,
     capacity: u64,
     offered: bool,
 }
 
 impl Bench {
-    fn new(found: Found) -> Result<Self, Failure> {
+    fn new(found: Found, target: Target) -> Result<Self, Failure> {
         let registers = found.registers();
         registers
-            .negotiate(VERSION_1 | feature::ALL)
-            .ok_or("the disk refuses its own features")?;
+            .negotiate(target.features)
+            .ok_or("the device refuses its own features")?;
         let config = |at| u64::from(registers.read(offset::CONFIG + at));
         let mut area = Buffer::new(AREA_BYTES).ok_or("no memory")?;
         area.bytes()[STATUS as usize] = NO_STATUS;
-        let queue = Queue::new(0, SIZE).ok_or("no memory")?;
+        let queue = Queue::new(target.queue, SIZE).ok_or("no memory")?;
+        let other = match target.other {
+            Some(index) => Some(Queue::new(index, SIZE).ok_or("no memory")?),
+            None => None,
+        };
         Ok(Self {
+            target,
             registers,
             queue,
+            other,
             area,
             capacity: config(4) << 32 | config(0),
             offered: false,
@@ -81,7 +140,11 @@ impl Bench {
     }
 
     fn start(&self, size: u32, rings: &Rings) {
-        self.registers.set_queue(0, size, rings);
+        if let Some(other) = &self.other {
+            self.registers
+                .set_queue(other.index, SIZE.into(), &other.rings());
+        }
+        self.registers.set_queue(self.queue.index, size, rings);
         self.registers.driver_ok();
     }
 
@@ -99,19 +162,28 @@ impl Bench {
         bytes[8..16].copy_from_slice(&sector.to_le_bytes());
     }
 
-    /// A read of eight sectors as it should be.
+    /// A chain as it should be: of a disk, a read of eight sectors.
     fn chain(&self) -> [Descriptor; 3] {
-        let describe = |offset, length, flags, next| Descriptor {
-            address: self.at(offset),
-            length,
-            flags,
-            next,
-        };
-        [
-            describe(0, HEADER_BYTES, flags::NEXT, 1),
-            describe(DATA, DATA_BYTES, flags::NEXT | flags::WRITE, 2),
-            describe(STATUS, 1, flags::WRITE, 0),
-        ]
+        let parts = [
+            (0, self.target.header_bytes),
+            (DATA, DATA_BYTES),
+            (STATUS, 1),
+        ];
+        core::array::from_fn(|index| {
+            let (offset, length) = parts[index];
+            let write = if self.target.writes[index] {
+                flags::WRITE
+            } else {
+                0
+            };
+            let last = index + 1 == parts.len();
+            Descriptor {
+                address: self.at(offset),
+                length,
+                flags: if last { write } else { write | flags::NEXT },
+                next: if last { 0 } else { index as u16 + 1 },
+            }
+        })
     }
 
     fn put(&mut self, chain: &[Descriptor]) {
@@ -123,7 +195,12 @@ impl Bench {
     fn offer(&mut self, head: u16) {
         self.offered = true;
         self.queue.offer(head);
-        self.registers.notify(0);
+        self.ring();
+    }
+
+    /// Rings the doorbell, also if the device does not want it.
+    fn ring(&self) {
+        self.registers.notify(self.queue.index.into());
     }
 
     /// Starts the device, and offers a read with these changes.
@@ -194,25 +271,20 @@ impl Bench {
 /// One kind of misuse.
 type Case = (&'static str, fn(&mut Bench, &Options));
 
-const GROUPS: [&[Case]; 4] = [
-    cases::CHAINS,
-    cases::REQUESTS,
-    cases::RINGS,
-    cases::REGISTERS,
-];
-
-/// Does it. The device must not be in use; it is reset before and afterwards.
-pub fn run(found: Found, kind: &str, options: &Options) -> Result<Outcome, Failure> {
-    let mut cases = GROUPS.iter().flat_map(|group| group.iter());
-    let Some((_, misuse)) = cases.find(|(name, _)| *name == kind) else {
+/// Does it with one of the device's queues. The device must not be in use; it is reset before and
+/// afterwards.
+pub fn run(found: Found, queue: u16, kind: &str, options: &Options) -> Result<Outcome, Failure> {
+    let target = Target::of(found.kind, queue)?;
+    let cases = || target.groups.iter().flat_map(|group| group.iter());
+    let Some((_, misuse)) = cases().find(|(name, _)| *name == kind) else {
         let mut names = alloc::string::String::new();
-        for (name, _) in GROUPS.iter().flat_map(|group| group.iter()) {
+        for (name, _) in cases() {
             names.push(' ');
             names.push_str(name);
         }
         return Err(format!("kind is one of{names}").into());
     };
-    let mut bench = Bench::new(found)?;
+    let mut bench = Bench::new(found, target)?;
     misuse(&mut bench, options);
     let outcome = bench.wait(options);
     bench.registers.reset();
