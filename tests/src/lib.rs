@@ -43,6 +43,7 @@ pub mod netns;
 pub mod probe;
 pub mod processes;
 pub mod programs;
+pub mod snapshots;
 pub mod store;
 pub mod tiny;
 

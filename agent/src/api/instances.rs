@@ -95,6 +95,18 @@ impl InstanceApi {
     }
 }
 
+/// How long a guest may take to shut down.
+pub fn patience(seconds: u32, field: &str) -> ApiResult<Duration> {
+    match seconds {
+        0 => Ok(STOP_PATIENCE),
+        seconds @ 1..=MAX_STOP_SECONDS => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_STOP_SECONDS}"),
+        )),
+    }
+}
+
 fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
     DiskRequest {
         device_name: mapping.device_name,
@@ -170,14 +182,7 @@ impl InstanceService for InstanceApi {
     ) -> Result<Response<v1::StopInstancesResponse>, Status> {
         let account = Account::of(&request)?;
         let request = request.into_inner();
-        let patience = match request.timeout_seconds {
-            0 => STOP_PATIENCE,
-            seconds @ 1..=MAX_STOP_SECONDS => Duration::from_secs(seconds.into()),
-            _ => {
-                let message = format!("at most {MAX_STOP_SECONDS}");
-                return Err(ApiError::invalid("timeout_seconds", message).into());
-            }
-        };
+        let patience = patience(request.timeout_seconds, "timeout_seconds")?;
         let asked = Asked::Stop {
             force: request.force,
         };

@@ -176,6 +176,10 @@ async fn by_vmm(
                 "the host's disk has no room left (taking snapshots)",
             )))
         }
+        // It is being detached: the row will say.
+        Err(error @ ControlError::Refused(_)) if error.to_string().contains("no disk with") => {
+            Err(Failed::ForNow(told(&error)))
+        }
         Err(error @ ControlError::Refused(_)) => Err(Failed::ForGood(told(&error))),
         Err(error) => Err(Failed::ForNow(told(&error))),
     }

@@ -29,7 +29,7 @@ use crate::{
     tokens::ClientToken,
     volumes::{
         self,
-        model::{Volume, VolumeState},
+        model::{AttachmentState, Volume, VolumeState},
     },
 };
 
@@ -64,6 +64,8 @@ pub struct TakeRequest {
     pub token: Option<ClientToken>,
     /// Stop the instance first, and start it again.
     pub stop_first: bool,
+    /// How long the guest may take to shut down for that.
+    pub patience: Duration,
 }
 
 /// What became of it.
@@ -89,6 +91,7 @@ pub async fn take(
     request: TakeRequest,
 ) -> ApiResult<Taken> {
     request.check()?;
+    let patience = request.patience;
     carried_through(async move {
         let (row, shared) = (request.clone(), context.clone());
         let inserted = context.db.write(move |tx| row.insert(tx, &shared)).await?;
@@ -104,7 +107,7 @@ pub async fn take(
             });
         }
         crash_point("snapshot.rows-pending");
-        match taken(&context, &instances, &snapshots).await {
+        match taken(&context, &instances, &snapshots, patience).await {
             Ok(snapshots) => {
                 crash_point("snapshot.rows-completed");
                 start_again(&context, &instances, &snapshots).await;
@@ -127,9 +130,10 @@ async fn taken(
     context: &Context,
     instances: &Instances,
     snapshots: &[Snapshot],
+    patience: Duration,
 ) -> ApiResult<Vec<Snapshot>> {
     for instance_id in snapshots.iter().filter_map(|s| s.starts_instance.as_ref()) {
-        stop(instances, instance_id).await?;
+        stop(instances, instance_id, patience).await?;
         crash_point("snapshot.instance-stopped");
     }
     let sizes = store::take(context, snapshots).await?;
@@ -153,17 +157,15 @@ async fn taken(
         .await
 }
 
-async fn stop(instances: &Instances, id: &str) -> ApiResult<()> {
+async fn stop(instances: &Instances, id: &str, patience: Duration) -> ApiResult<()> {
     let asked = Asked::Stop { force: false };
-    instances
-        .ask(vec![id.to_owned()], asked, STOP_PATIENCE)
-        .await?;
+    instances.ask(vec![id.to_owned()], asked, patience).await?;
     let over = |state| !matches!(state, InstanceState::Running | InstanceState::Stopping);
     let state = match instances.live(id) {
         None => InstanceState::Terminated,
         Some(mut live) => {
             let stopped = live.wait_for(|live| over(live.state));
-            match tokio::time::timeout(STOP_PATIENCE + STOPPED, stopped).await {
+            match tokio::time::timeout(patience + STOPPED, stopped).await {
                 Ok(Ok(live)) => live.state,
                 Ok(Err(_)) => InstanceState::Terminated,
                 Err(_) => InstanceState::Stopping,
@@ -388,7 +390,11 @@ fn check_volume(volume: &Volume, field: &str) -> ApiResult<()> {
         .with("resource_id", &volume.id)
         .with("state", volume.state.word()))
     };
+    let attachment = volume.attachment.as_ref().map(|a| a.state);
     match volume.state {
+        _ if attachment.is_some_and(|state| state != AttachmentState::Attached) => {
+            refused("being attached or detached")
+        }
         _ if volume.growing_to.is_some() => refused("being made larger"),
         VolumeState::Available | VolumeState::InUse => Ok(()),
         state => refused(state.word()),

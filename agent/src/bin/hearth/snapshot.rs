@@ -67,6 +67,9 @@ pub struct CreateArgs {
     /// Stop the instance first, and start it again afterwards.
     #[arg(long)]
     stop_first: bool,
+    /// With --stop-first: seconds until a guest that does not shut down is stopped by force.
+    #[arg(long, value_name = "SECONDS", requires = "stop_first")]
+    timeout: Option<u32>,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -196,6 +199,7 @@ fn failed(status: Status) -> Failure {
             ("volume_ids", "--volume"),
             ("instance_id", "--instance"),
             ("exclude_root", "--exclude-root"),
+            ("stop_timeout_seconds", "--timeout"),
             ("create_volume_permission", "--with/--public"),
             ("description", "--description"),
             ("tags", "--tag"),
@@ -206,6 +210,7 @@ fn failed(status: Status) -> Failure {
 
 async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result<(), Failure> {
     let labels = args.labels;
+    let stop_timeout_seconds = args.timeout.unwrap_or(0);
     let (description, client_token) = (
         labels.description.unwrap_or_default(),
         labels.client_token.unwrap_or_default(),
@@ -218,6 +223,7 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
                 tags: labels.tag,
                 client_token,
                 stop_first: args.stop_first,
+                stop_timeout_seconds,
             };
             let answer = client.snapshots.create_snapshot(request).await;
             let answer = answer.map_err(failed)?.into_inner();
@@ -235,6 +241,7 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
                 tags: labels.tag,
                 client_token,
                 stop_first: args.stop_first,
+                stop_timeout_seconds,
             };
             let answer = client.snapshots.create_snapshots(request).await;
             answer.map_err(failed)?.into_inner()

@@ -1,0 +1,810 @@
+//! Snapshots: of volumes at rest and under guests that write, of several at one point in time.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use hearth_proto::v1::{
+    AttachVolumeRequest, BlockDeviceMapping, ChangedBlock, CopySnapshotRequest,
+    CreateSnapshotRequest, CreateSnapshotsRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, DescribeSnapshotsRequest, DescribeVolumesRequest, Filter,
+    GetSnapshotBlockRequest, InstanceState, ListChangedBlocksRequest, ListSnapshotBlocksRequest,
+    RunInstancesRequest, SnapshotState, Tag,
+};
+use hearth_tests::{
+    Expect, Hearth, Probe, eventually, needs_kvm, probe,
+    snapshots::{BLOCK, pattern_at},
+    store,
+};
+use sha2::{Digest, Sha256};
+use tonic::Code;
+
+/// An id that nobody has.
+const NOBODY: &str = "snap-0123456789abcdef0";
+
+/// Asks for empty disks of 1 GiB.
+fn with_disks(count: usize) -> impl FnOnce(&mut RunInstancesRequest) {
+    move |request| {
+        for _ in 0..count {
+            request.block_devices.push(BlockDeviceMapping {
+                size_gib: 1,
+                delete_on_termination: Some(true),
+                ..Default::default()
+            });
+        }
+    }
+}
+
+/// The volumes of a guest, in the order of its disks.
+async fn volumes_of(probe: &Probe<'_>) -> Result<Vec<String>> {
+    let devices = probe.guest.describe().await?.block_devices;
+    Ok(devices.into_iter().map(|device| device.volume_id).collect())
+}
+
+async fn delete(hearth: &Hearth, snapshot_id: &str) -> Result<()> {
+    let snapshot_id = snapshot_id.to_owned();
+    let request = DeleteSnapshotRequest { snapshot_id };
+    hearth.snapshots().delete_snapshot(request).await?;
+    Ok(())
+}
+
+async fn delete_volume(hearth: &Hearth, volume_id: &str) -> Result<()> {
+    let volume_id = volume_id.to_owned();
+    let request = DeleteVolumeRequest { volume_id };
+    hearth.volumes().delete_volume(request).await?;
+    Ok(())
+}
+
+/// Checks that the store holds neither layers nor records.
+async fn store_is_empty(hearth: &Hearth) -> Result<()> {
+    eventually(async || {
+        let files = store::files_below(&hearth.store_dir())?;
+        let left: BTreeMap<_, _> = files
+            .into_iter()
+            .filter(|(path, _)| {
+                let text = path.to_string_lossy();
+                ["/layers/", "/volumes/", "/snapshots/", "/tmp/"]
+                    .iter()
+                    .any(|folder| text.contains(folder))
+            })
+            .collect();
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_a_running_guest_holds_what_was_there_and_the_guest_goes_on() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(with_disks(1)).await?;
+    let volume = volumes_of(&probe).await?.remove(0);
+    probe.expect_ok("write length=4M pattern=1").await?;
+    probe.expect_ok("flush").await?;
+    let snapshot = hearth.snapshot_of(&volume).await?;
+    ensure!(snapshot.state() == SnapshotState::Completed, "{snapshot:?}");
+    ensure!(snapshot.progress == 100, "{snapshot:?}");
+    ensure!(snapshot.size_bytes == 1 << 30, "{snapshot:?}");
+    ensure!(snapshot.volume_id == volume, "{snapshot:?}");
+    ensure!(snapshot.owner_id == "local", "{snapshot:?}");
+    let written = probe.expect_ok("write offset=1M length=4M pattern=2").await;
+    written?;
+    probe.expect_ok("flush").await?;
+
+    // A volume from it has the old data; larger, for another guest of its own.
+    let with_snapshot = |request: &mut RunInstancesRequest| {
+        request.block_devices.push(BlockDeviceMapping {
+            snapshot_id: snapshot.snapshot_id.clone(),
+            size_gib: 2,
+            delete_on_termination: Some(true),
+            ..Default::default()
+        });
+    };
+    let mut other = hearth.probe(with_snapshot).await?;
+    other.expect_ok("verify length=4M pattern=1").await?;
+    let rest = "verify offset=4M length=4M pattern=zeroes";
+    other.expect_ok(rest).await?;
+    let end = "verify offset=2147482624 length=1k pattern=zeroes";
+    other.expect_ok(end).await?;
+    other.expect_ok("write length=1M pattern=9").await?;
+
+    // And the guest has the new data, also after its next start.
+    probe.expect_ok("verify length=1M pattern=1").await?;
+    let new = "verify offset=1M length=4M pattern=2";
+    probe.expect_ok(new).await?;
+    delete(&hearth, &snapshot.snapshot_id).await?;
+    probe.guest.stop_by_force().await?;
+    store::check(&hearth.store_dir())?;
+    probe.start().await?;
+    probe.expect_ok("verify length=1M pattern=1").await?;
+    probe.expect_ok(new).await?;
+    other.expect_ok("verify length=1M pattern=9").await?;
+    let old = "verify offset=1M length=3M pattern=1";
+    other.expect_ok(old).await?;
+    hearth.finish().await
+}
+
+/// The seed whose pattern starts the snapshot's disk; 0 for none of them.
+async fn seed_in(hearth: &Hearth, snapshot_id: &str, seeds: u64) -> Result<u64> {
+    let (data, _) = hearth.block_of(snapshot_id, 0).await?;
+    let is = |seed: &u64| data[..4096] == pattern_at(*seed, 0, 4096)[..];
+    Ok((1..=seeds).rev().find(is).unwrap_or(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_an_instance_are_taken_at_one_point_in_time_while_it_writes() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(with_disks(2)).await?;
+    let id = probe.guest.id.clone();
+    let volumes = volumes_of(&probe).await?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    // One write on the first disk, then the same on the second, over and over.
+    let write = async {
+        let mut seed = 0;
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            seed += 1;
+            for disk in [0, 1] {
+                let command = format!("write disk={disk} length=4k pattern={seed}");
+                probe.expect_ok(&command).await?;
+            }
+        }
+        Ok::<u64, anyhow::Error>(seed)
+    };
+    let take = async {
+        let mut all = Vec::new();
+        for round in 0..8 {
+            let request = CreateSnapshotsRequest {
+                instance_id: id.clone(),
+                description: format!("round {round}"),
+                ..Default::default()
+            };
+            let answer = hearth.snapshots().create_snapshots(request).await;
+            all.push(answer?.into_inner().snapshots);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        Ok::<_, anyhow::Error>(all)
+    };
+    // A failure of one must end the other.
+    let (written, taken) = tokio::try_join!(write, take)?;
+    ensure!(written > 8, "only {written} writes");
+    let mut last = 0;
+    for snapshots in &taken {
+        let of: Vec<_> = snapshots.iter().map(|s| s.volume_id.clone()).collect();
+        ensure!(of == volumes, "{snapshots:#?}");
+        let first = seed_in(&hearth, &snapshots[0].snapshot_id, written).await?;
+        let second = seed_in(&hearth, &snapshots[1].snapshot_id, written).await?;
+        // The second disk's write starts when the first one's has ended.
+        ensure!(
+            first == second || first == second + 1,
+            "{first} on the first disk, {second} on the second, of {written}"
+        );
+        ensure!(first >= last, "{first} after {last}");
+        last = first;
+    }
+    for snapshot in taken.iter().flatten() {
+        delete(&hearth, &snapshot.snapshot_id).await?;
+    }
+    let command = format!("verify disk=1 length=4k pattern={written}");
+    probe.expect_ok(&command).await?;
+
+    // Only some of them.
+    let request = CreateSnapshotsRequest {
+        instance_id: id,
+        volume_ids: vec![volumes[1].clone()],
+        ..Default::default()
+    };
+    let some = hearth.snapshots().create_snapshots(request).await?;
+    let some = some.into_inner().snapshots;
+    ensure!(
+        some.len() == 1 && some[0].volume_id == volumes[1],
+        "{some:#?}"
+    );
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_root_of_a_running_guest_comes_with_a_warning_or_is_stopped_for() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let image = hearth.import(&probe::image_with_root(1 << 20, 5)?).await?;
+    let mut probe = hearth.probe_of(&image, with_disks(1)).await?;
+    let volumes = volumes_of(&probe).await?;
+    let request = CreateSnapshotsRequest {
+        instance_id: probe.guest.id.clone(),
+        ..Default::default()
+    };
+    let mut client = hearth.snapshots();
+    let both = client.create_snapshots(request.clone()).await?.into_inner();
+    ensure!(both.snapshots.len() == 2, "{both:#?}");
+    ensure!(both.warnings.len() == 1, "{both:#?}");
+    let root = &both.snapshots[0].snapshot_id;
+    ensure!(both.warnings[0].contains(root), "{both:#?}");
+    let data_only = CreateSnapshotsRequest {
+        exclude_root: true,
+        ..request.clone()
+    };
+    let data = client.create_snapshots(data_only).await?.into_inner();
+    ensure!(data.warnings.is_empty(), "{data:#?}");
+    let of: Vec<_> = data.snapshots.iter().map(|s| &s.volume_id).collect();
+    ensure!(of == [&volumes[1]], "{data:#?}");
+
+    let stop_first = CreateSnapshotsRequest {
+        stop_first: true,
+        // The probe is deaf to the power button.
+        stop_timeout_seconds: 1,
+        client_token: "once".to_owned(),
+        ..request
+    };
+    let stopped = client.create_snapshots(stop_first.clone()).await?;
+    let stopped = stopped.into_inner();
+    ensure!(stopped.warnings.is_empty(), "{stopped:#?}");
+    ensure!(stopped.snapshots.len() == 2, "{stopped:#?}");
+    // It starts again: another boot of the same guest.
+    probe.guest.wait_state(InstanceState::Running).await?;
+    let probe = Probe::attach(probe.guest).await?;
+    let again = client.create_snapshots(stop_first).await?.into_inner();
+    ensure!(again.snapshots == stopped.snapshots, "{again:#?}");
+    let state = probe.guest.describe().await?.state();
+    ensure!(state == InstanceState::Running, "{state:?}");
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_go_in_any_order_and_leave_nothing() -> Result<()> {
+    let hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(1, 4).await?;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(hearth.snapshot_of(&volume).await?.snapshot_id);
+    }
+    let clone = hearth.volume_from(&ids[1]).await?;
+    let copy = CopySnapshotRequest {
+        source_snapshot_id: ids[2].clone(),
+        description: "a copy".to_owned(),
+        ..Default::default()
+    };
+    let copy = hearth.snapshots().copy_snapshot(copy).await?.into_inner();
+    let copy = copy.snapshot.context("no copy")?;
+    ensure!(copy.source_snapshot_id == ids[2], "{copy:?}");
+    ensure!(copy.state() == SnapshotState::Completed, "{copy:?}");
+    for at in [1, 3, 2, 0] {
+        delete(&hearth, &ids[at]).await?;
+    }
+    delete_volume(&hearth, &volume).await?;
+    let (data, digest) = hearth.block_of(&copy.snapshot_id, 3).await?;
+    ensure!(data == pattern_at(1, 3 * BLOCK as u64, BLOCK), "the copy");
+    let wanted: String = Sha256::digest(&data)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    ensure!(digest == wanted, "{digest}");
+    let of_clone = hearth.snapshot_of(&clone).await?.snapshot_id;
+    let (data, _) = hearth.block_of(&of_clone, 0).await?;
+    ensure!(data == pattern_at(1, 0, BLOCK), "the clone");
+    store::check(&hearth.store_dir())?;
+    delete(&hearth, &of_clone).await?;
+    delete(&hearth, &copy.snapshot_id).await?;
+    delete_volume(&hearth, &clone).await?;
+    ensure!(hearth.all_snapshots().await?.is_empty());
+    store_is_empty(&hearth).await?;
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_token_takes_one_snapshot_and_filters_find_it() -> Result<()> {
+    let hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(1, 1).await?;
+    let request = CreateSnapshotRequest {
+        volume_id: volume.clone(),
+        description: "nightly".to_owned(),
+        tags: vec![Tag {
+            key: "Name".to_owned(),
+            value: "data".to_owned(),
+        }],
+        client_token: "abc".to_owned(),
+        ..Default::default()
+    };
+    let mut client = hearth.snapshots();
+    let first = client.create_snapshot(request.clone()).await?.into_inner();
+    let again = client.create_snapshot(request.clone()).await?.into_inner();
+    ensure!(first.snapshot == again.snapshot, "{first:?}, {again:?}");
+    let other = CreateSnapshotRequest {
+        description: "other".to_owned(),
+        ..request
+    };
+    let mismatch = Expect {
+        code: Code::FailedPrecondition,
+        reason: "IdempotentParameterMismatch",
+        field: "",
+    };
+    mismatch.check(client.create_snapshot(other).await)?;
+    hearth.snapshot_of(&volume).await?;
+    let id = first.snapshot.context("no snapshot")?.snapshot_id;
+    for (name, value, count) in [
+        ("snapshot-id", id.as_str(), 1),
+        ("status", "completed", 2),
+        ("status", "error", 0),
+        ("volume-id", &volume, 2),
+        ("volume-size", "1", 2),
+        ("description", "night*", 1),
+        ("tag:Name", "data", 1),
+        ("owner-id", "local", 2),
+    ] {
+        let filter = Filter {
+            name: name.to_owned(),
+            values: vec![value.to_owned()],
+        };
+        let request = DescribeSnapshotsRequest {
+            filters: vec![filter],
+            ..Default::default()
+        };
+        let found = client.describe_snapshots(request).await?.into_inner();
+        ensure!(found.snapshots.len() == count, "{name}: {found:#?}");
+    }
+    hearth.finish().await
+}
+
+async fn changes(hearth: &Hearth, first: &str, second: &str) -> Result<Vec<ChangedBlock>> {
+    let request = ListChangedBlocksRequest {
+        first_snapshot_id: first.to_owned(),
+        second_snapshot_id: second.to_owned(),
+        starting_block_index: 0,
+    };
+    let answer = hearth.snapshots().list_changed_blocks(request).await?;
+    let (mut parts, mut all) = (answer.into_inner(), Vec::new());
+    while let Some(part) = parts.message().await? {
+        ensure!(part.block_size_bytes == BLOCK as u64, "{part:?}");
+        all.extend(part.blocks);
+    }
+    Ok(all)
+}
+
+async fn blocks(hearth: &Hearth, snapshot_id: &str, from: u64) -> Result<Vec<u64>> {
+    let request = ListSnapshotBlocksRequest {
+        snapshot_id: snapshot_id.to_owned(),
+        starting_block_index: from,
+    };
+    let answer = hearth.snapshots().list_snapshot_blocks(request).await?;
+    let (mut parts, mut all) = (answer.into_inner(), Vec::new());
+    while let Some(part) = parts.message().await? {
+        ensure!(part.size_bytes == 1 << 30, "{part:?}");
+        all.extend(part.block_indexes);
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_are_listed_compared_and_read() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(with_disks(1)).await?;
+    let volume = volumes_of(&probe).await?.remove(0);
+    let empty = hearth.snapshot_of(&volume).await?.snapshot_id;
+    ensure!(blocks(&hearth, &empty, 0).await?.is_empty());
+    // Blocks 1 to 3, and 100.
+    let first = "write offset=512k length=1536k pattern=1";
+    probe.expect_ok(first).await?;
+    probe
+        .expect_ok("write offset=50M length=512 pattern=2")
+        .await?;
+    probe.expect_ok("flush").await?;
+    let before = hearth.snapshot_of(&volume).await?.snapshot_id;
+    ensure!(blocks(&hearth, &before, 0).await? == [1, 2, 3, 100]);
+    ensure!(blocks(&hearth, &before, 3).await? == [3, 100]);
+
+    probe
+        .expect_ok("write offset=1M length=4k pattern=3")
+        .await?;
+    probe
+        .expect_ok("write offset=200M length=4k pattern=4")
+        .await?;
+    probe.expect_ok("flush").await?;
+    let after = hearth.snapshot_of(&volume).await?.snapshot_id;
+    let changed = |block_index, in_first| ChangedBlock {
+        block_index,
+        in_first,
+        in_second: true,
+    };
+    let wanted = [changed(2, true), changed(400, false)];
+    ensure!(changes(&hearth, &before, &after).await? == wanted);
+    ensure!(changes(&hearth, &after, &after).await?.is_empty());
+    let mut block = pattern_at(1, 1 << 20, BLOCK);
+    block[..4096].copy_from_slice(&pattern_at(3, 1 << 20, 4096));
+    ensure!(hearth.block_of(&after, 2).await?.0 == block);
+    ensure!(hearth.block_of(&after, 5).await?.0 == vec![0; BLOCK]);
+
+    let other = hearth.volume_with(1, 1).await?;
+    let unrelated = hearth.snapshot_of(&other).await?.snapshot_id;
+    let request = ListChangedBlocksRequest {
+        first_snapshot_id: before.clone(),
+        second_snapshot_id: unrelated,
+        starting_block_index: 0,
+    };
+    let mut client = hearth.snapshots();
+    Expect::invalid("InvalidParameterValue", "second_snapshot_id")
+        .check(client.list_changed_blocks(request).await)?;
+    for (block_indexes, reason, field) in [
+        (vec![], "MissingParameter", "block_indexes"),
+        (vec![0; 1001], "InvalidParameterValue", "block_indexes"),
+        (vec![0, 2048], "InvalidParameterValue", "block_indexes[1]"),
+        (vec![u64::MAX], "InvalidParameterValue", "block_indexes[0]"),
+    ] {
+        let request = GetSnapshotBlockRequest {
+            snapshot_id: before.clone(),
+            block_indexes,
+        };
+        Expect::invalid(reason, field).check(client.get_snapshot_block(request).await)?;
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_say_what_is_wrong_and_leave_nothing() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(1, 1).await?;
+    let mut client = hearth.snapshots();
+    let good = CreateSnapshotRequest {
+        volume_id: volume.clone(),
+        ..Default::default()
+    };
+    let missing = |reason, field| Expect {
+        code: Code::NotFound,
+        reason,
+        field,
+    };
+    let id = |volume_id: &str| CreateSnapshotRequest {
+        volume_id: volume_id.to_owned(),
+        ..Default::default()
+    };
+    Expect::invalid("MissingParameter", "volume_id").check(client.create_snapshot(id("")).await)?;
+    Expect::invalid("InvalidVolumeID.Malformed", "volume_id")
+        .check(client.create_snapshot(id("vol-../../x")).await)?;
+    missing("InvalidVolume.NotFound", "volume_id")
+        .check(client.create_snapshot(id("vol-0123456789abcdef0")).await)?;
+    let long = CreateSnapshotRequest {
+        description: "é".repeat(256),
+        ..good.clone()
+    };
+    let patient = CreateSnapshotRequest {
+        stop_timeout_seconds: 3601,
+        ..good.clone()
+    };
+    Expect::invalid("InvalidParameterValue", "stop_timeout_seconds")
+        .check(client.create_snapshot(patient).await)?;
+    Expect::invalid("InvalidParameterValue", "description")
+        .check(client.create_snapshot(long).await)?;
+
+    let probe = hearth.probe(|_| {}).await?;
+    let instance_id = probe.guest.id.clone();
+    let attached = CreateSnapshotsRequest {
+        instance_id: instance_id.clone(),
+        volume_ids: vec![volume.clone()],
+        ..Default::default()
+    };
+    Expect::invalid("InvalidParameterValue", "volume_ids[0]")
+        .check(client.create_snapshots(attached.clone()).await)?;
+    let both = CreateSnapshotsRequest {
+        exclude_root: true,
+        ..attached.clone()
+    };
+    Expect::invalid("InvalidParameterCombination", "exclude_root")
+        .check(client.create_snapshots(both).await)?;
+    let none = CreateSnapshotsRequest {
+        volume_ids: vec![],
+        ..attached
+    };
+    let no_volume = Expect {
+        code: Code::FailedPrecondition,
+        reason: "IncorrectState",
+        field: "instance_id",
+    };
+    no_volume.check(client.create_snapshots(none).await)?;
+
+    let of_nobody = CopySnapshotRequest {
+        source_snapshot_id: NOBODY.to_owned(),
+        ..Default::default()
+    };
+    missing("InvalidSnapshot.NotFound", "source_snapshot_id")
+        .check(client.copy_snapshot(of_nobody).await)?;
+    for (snapshot_id, expected) in [
+        ("", Expect::invalid("MissingParameter", "snapshot_id")),
+        (
+            "snap-1",
+            Expect::invalid("InvalidSnapshotID.Malformed", "snapshot_id"),
+        ),
+        (NOBODY, missing("InvalidSnapshot.NotFound", "snapshot_id")),
+    ] {
+        let snapshot_id = snapshot_id.to_owned();
+        let request = DeleteSnapshotRequest { snapshot_id };
+        expected.check(client.delete_snapshot(request).await)?;
+    }
+    ensure!(hearth.all_snapshots().await?.is_empty());
+
+    // Volumes from snapshots.
+    let large = CreateVolumeRequest {
+        size_gib: 2,
+        ..Default::default()
+    };
+    let large = hearth.volumes().create_volume(large).await?.into_inner();
+    let large = large.volume.context("no volume")?.volume_id;
+    let snapshot = hearth.snapshot_of(&large).await?.snapshot_id;
+    let mut volumes = hearth.volumes();
+    let from = |snapshot_id: &str, size_gib, image_id: &str| CreateVolumeRequest {
+        snapshot_id: snapshot_id.to_owned(),
+        size_gib,
+        image_id: image_id.to_owned(),
+        ..Default::default()
+    };
+    Expect::invalid("InvalidParameterValue", "size_gib")
+        .check(volumes.create_volume(from(&snapshot, 1, "")).await)?;
+    Expect::invalid("InvalidSnapshotID.Malformed", "snapshot_id")
+        .check(volumes.create_volume(from("snap-x", 1, "")).await)?;
+    missing("InvalidSnapshot.NotFound", "snapshot_id")
+        .check(volumes.create_volume(from(NOBODY, 0, "")).await)?;
+    let image = hearth.probe_image().await?;
+    Expect::invalid("InvalidParameterCombination", "snapshot_id")
+        .check(volumes.create_volume(from(&snapshot, 0, image)).await)?;
+    let disk = |snapshot_id: &str, volume_id: &str, size_gib| RunInstancesRequest {
+        image_id: image.to_owned(),
+        block_devices: vec![BlockDeviceMapping {
+            snapshot_id: snapshot_id.to_owned(),
+            volume_id: volume_id.to_owned(),
+            size_gib,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let mut instances = hearth.instances();
+    Expect::invalid("InvalidParameterValue", "block_devices[0].size_gib")
+        .check(instances.run_instances(disk(&snapshot, "", 1)).await)?;
+    missing("InvalidSnapshot.NotFound", "block_devices[0].snapshot_id")
+        .check(instances.run_instances(disk(NOBODY, "", 0)).await)?;
+    Expect::invalid("InvalidParameterCombination", "block_devices[0].volume_id")
+        .check(instances.run_instances(disk(&snapshot, &volume, 0)).await)?;
+    let there = volumes
+        .describe_volumes(DescribeVolumesRequest::default())
+        .await?;
+    ensure!(there.into_inner().volumes.len() == 2);
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_the_snapshot_and_the_guest_goes_on() -> Result<()> {
+    needs_kvm!();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: not root");
+        return Ok(());
+    }
+    let hearth = Hearth::start_small(64).await?;
+    let mut probe = hearth.probe(with_disks(1)).await?;
+    let volume = volumes_of(&probe).await?.remove(0);
+    probe.expect_ok("write length=1M pattern=3").await?;
+    probe.expect_ok("flush").await?;
+    let before = store::files_below(&hearth.store_dir())?.len();
+    // All that is left, to the last byte.
+    let ballast = hearth.state_dir().join("ballast");
+    let mut file = std::fs::File::create(&ballast)?;
+    let full = loop {
+        match std::io::Write::write(&mut file, &[1; 4096]) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    ensure!(full.kind() == std::io::ErrorKind::StorageFull, "{full}");
+    // Room for the database's rows, and for half of a layer.
+    file.set_len(file.metadata()?.len() - (200 << 10))?;
+    let request = CreateSnapshotRequest {
+        volume_id: volume.clone(),
+        ..Default::default()
+    };
+    let no_room = Expect {
+        code: Code::ResourceExhausted,
+        reason: "InsufficientVolumeCapacity",
+        field: "",
+    };
+    no_room.check(hearth.snapshots().create_snapshot(request).await)?;
+    probe.expect_ok("verify length=1M pattern=3").await?;
+    std::fs::remove_file(&ballast)?;
+    eventually(async || {
+        let left = hearth.all_snapshots().await?;
+        ensure!(left.is_empty(), "{left:#?}");
+        let files = store::files_below(&hearth.store_dir())?;
+        ensure!(files.len() == before, "{files:#?}");
+        Ok(())
+    })
+    .await?;
+    probe
+        .expect_ok("write offset=1M length=1M pattern=4")
+        .await?;
+    probe.expect_ok("flush").await?;
+    let snapshot = hearth.snapshot_of(&volume).await?.snapshot_id;
+    let (data, _) = hearth.block_of(&snapshot, 2).await?;
+    ensure!(data == pattern_at(4, 1 << 20, BLOCK));
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_taken_or_not_at_all_when_the_agent_dies() -> Result<()> {
+    let mut hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(7, 2).await?;
+    for (step, done) in [
+        ("snapshot.rows-pending", false),
+        ("layer.published", false),
+        ("record.created", false),
+        ("snapshot.taken", false),
+        ("snapshot.rows-completed", true),
+    ] {
+        let request = CreateSnapshotRequest {
+            volume_id: volume.clone(),
+            client_token: step.to_owned(),
+            ..Default::default()
+        };
+        let mut client = hearth.snapshots();
+        let call = client.create_snapshot(request.clone());
+        ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
+        let wanted = usize::from(done);
+        let settled = eventually(async || {
+            let found = hearth.all_snapshots().await?;
+            ensure!(found.len() == wanted, "{found:#?}");
+            let records = store::files_below(&hearth.store_dir().join("snapshots"))?;
+            ensure!(records.len() == wanted, "{records:#?}");
+            Ok(())
+        });
+        settled.await.with_context(|| step.to_owned())?;
+        let again = hearth.snapshots().create_snapshot(request).await?;
+        let again = again.into_inner().snapshot.context("no snapshot")?;
+        ensure!(again.state() == SnapshotState::Completed, "{again:?}");
+        let found = hearth.all_snapshots().await?;
+        ensure!(found == [again.clone()], "{step}: {found:#?}");
+        let (data, _) = hearth.block_of(&again.snapshot_id, 1).await?;
+        ensure!(data == pattern_at(7, BLOCK as u64, BLOCK), "{step}");
+        delete(&hearth, &again.snapshot_id).await?;
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_and_deletions_that_a_crash_cuts_off_are_undone_and_carried_through() -> Result<()> {
+    let mut hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(7, 1).await?;
+    let source = hearth.snapshot_of(&volume).await?.snapshot_id;
+    let only_source = async |hearth: &Hearth| {
+        eventually(async || {
+            let found = hearth.all_snapshots().await?;
+            ensure!(found.len() == 1, "{found:#?}");
+            ensure!(found[0].snapshot_id == source, "{found:#?}");
+            let records = store::files_below(&hearth.store_dir().join("snapshots"))?;
+            ensure!(records.len() == 1, "{records:#?}");
+            Ok(())
+        })
+        .await
+    };
+    for step in ["snapshot.row-copying", "snapshot.copied"] {
+        let request = CopySnapshotRequest {
+            source_snapshot_id: source.clone(),
+            ..Default::default()
+        };
+        let mut client = hearth.snapshots();
+        let call = client.copy_snapshot(request);
+        ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
+        let settled = only_source(&hearth).await;
+        settled.with_context(|| step.to_owned())?;
+    }
+    for step in [
+        "snapshot.row-deleting",
+        "snapshot.gone-from-store",
+        "snapshot.row-removed",
+    ] {
+        let snapshot_id = hearth.snapshot_of(&volume).await?.snapshot_id;
+        let mut client = hearth.snapshots();
+        let call = client.delete_snapshot(DeleteSnapshotRequest { snapshot_id });
+        ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
+        let settled = only_source(&hearth).await;
+        settled.with_context(|| step.to_owned())?;
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_was_stopped_for_a_snapshot_starts_after_a_crash_of_the_agent()
+-> Result<()> {
+    needs_kvm!();
+    let mut hearth = Hearth::start().await?;
+    let (id, volume) = {
+        let probe = hearth.probe(with_disks(1)).await?;
+        let volume = volumes_of(&probe).await?.remove(0);
+        (probe.guest.id.clone(), volume)
+    };
+    for (step, done) in [
+        ("snapshot.instance-stopped", false),
+        ("snapshot.rows-completed", true),
+    ] {
+        let request = CreateSnapshotRequest {
+            volume_id: volume.clone(),
+            stop_first: true,
+            // The probe is deaf to the power button.
+            stop_timeout_seconds: 1,
+            ..Default::default()
+        };
+        let mut client = hearth.snapshots();
+        let call = client.create_snapshot(request);
+        ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
+        let again = eventually(async || {
+            let living = hearth.living_instances().await?;
+            let running = living
+                .iter()
+                .any(|i| i.instance_id == id && i.state() == InstanceState::Running);
+            ensure!(running, "{living:#?}");
+            let found = hearth.all_snapshots().await?;
+            ensure!(found.len() == usize::from(done), "{found:#?}");
+            Ok(())
+        });
+        again.await.with_context(|| step.to_owned())?;
+    }
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_the_store_has_lost_is_in_error_and_can_be_deleted() -> Result<()> {
+    let mut hearth = Hearth::start().await?;
+    let volume = hearth.volume_with(7, 1).await?;
+    let id = hearth.snapshot_of(&volume).await?.snapshot_id;
+    hearth.stop_agent()?;
+    let record = hearth.store_dir().join(format!("snapshots/{id}.json"));
+    std::fs::remove_file(record)?;
+    hearth.start_agent().await?;
+    let found = hearth.all_snapshots().await?;
+    ensure!(found.len() == 1, "{found:#?}");
+    ensure!(found[0].state() == SnapshotState::Error, "{found:#?}");
+    ensure!(!found[0].state_message.is_empty(), "{found:#?}");
+    let request = CreateVolumeRequest {
+        snapshot_id: id.clone(),
+        ..Default::default()
+    };
+    let refused = Expect {
+        code: Code::FailedPrecondition,
+        reason: "IncorrectState",
+        field: "snapshot_id",
+    };
+    refused.check(hearth.volumes().create_volume(request).await)?;
+    delete(&hearth, &id).await?;
+    ensure!(hearth.all_snapshots().await?.is_empty());
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_instance_has_its_volumes_taken_at_rest() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut probe = hearth.probe(with_disks(1)).await?;
+    let extra = hearth.volume_with(4, 2).await?;
+    probe.expect_ok("write length=1M pattern=1").await?;
+    probe.expect_ok("flush").await?;
+    probe.guest.stop_by_force().await?;
+    let request = AttachVolumeRequest {
+        volume_id: extra.clone(),
+        instance_id: probe.guest.id.clone(),
+        ..Default::default()
+    };
+    hearth.volumes().attach_volume(request).await?;
+    let request = CreateSnapshotsRequest {
+        instance_id: probe.guest.id.clone(),
+        stop_first: true,
+        ..Default::default()
+    };
+    let both = hearth.snapshots().create_snapshots(request).await?;
+    let both = both.into_inner().snapshots;
+    ensure!(both.len() == 2, "{both:#?}");
+    let state = probe.guest.describe().await?.state();
+    ensure!(state == InstanceState::Stopped, "{state:?}");
+    for (snapshot, seed) in both.iter().zip([1, 4]) {
+        let (data, _) = hearth.block_of(&snapshot.snapshot_id, 1).await?;
+        ensure!(data == pattern_at(seed, BLOCK as u64, BLOCK), "{seed}");
+    }
+    probe.start().await?;
+    probe.expect_ok("verify length=1M pattern=1").await?;
+    probe.expect_ok("verify disk=1 pattern=4").await?;
+    hearth.finish().await
+}
