@@ -15,6 +15,7 @@ fn disk(serial: &str, store: &Store, volume: &VolumeId) -> DiskConfig {
         volume: volume.to_string(),
         read_only: false,
         queues: 1,
+        limits: Default::default(),
     }
 }
 
