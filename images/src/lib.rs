@@ -11,6 +11,7 @@
 //! - `layer`: one qcow2 file: its header, its parent, how a new one is made
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `rootfs`: kernel, initrd and kernel arguments from inside a disk's own file systems
 
 pub mod check;
 pub mod disk;
@@ -18,6 +19,7 @@ mod error;
 mod id;
 pub mod import;
 pub mod layer;
+pub mod rootfs;
 pub mod store;
 
 pub use check::{CheckReport, Repair};

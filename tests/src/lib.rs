@@ -22,6 +22,7 @@
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
 //! - [`Netns`] is a network namespace for an agent, with taps.
+//! - [`root_disk`] makes disks that have their kernel inside.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
 //!
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
@@ -39,6 +40,7 @@ pub mod netns;
 pub mod probe;
 pub mod processes;
 pub mod programs;
+pub mod root_disk;
 pub mod store;
 pub mod tiny;
 

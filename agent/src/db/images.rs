@@ -56,13 +56,14 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
 pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
     tx.prepare_cached(
         "UPDATE images SET state = :state, kernel = :kernel, initrd = :initrd,
-            root_size_bytes = :root_size_bytes WHERE id = :id",
+            kernel_args = :kernel_args, root_size_bytes = :root_size_bytes WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
         ":state": after.state,
         ":kernel": after.kernel,
         ":initrd": after.initrd,
+        ":kernel_args": after.kernel_args,
         ":root_size_bytes": signed(after.root_size_bytes),
     })?;
     if before.state != after.state {

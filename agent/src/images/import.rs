@@ -1,4 +1,5 @@
-//! ImportImage: kernel, initrd and root, one after the other in one stream.
+//! ImportImage: kernel, initrd and root, one after the other in one stream. Without a kernel it
+//! is looked for inside the root.
 //!
 //! The row comes first, as `pending`; the files after it; whatever goes wrong takes the row back.
 //! A row that is still pending when the agent starts belonged to an import that was cut off.
@@ -9,6 +10,7 @@ use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource};
 
 use super::{
     file::{self, DeclaredFile, Received},
+    found::found_in_root,
     get, kernel,
     model::{BootProtocol, Image, ImageState},
     remove_root, snapshot_id,
@@ -56,13 +58,14 @@ pub struct ImportRequest {
 struct Files {
     kernel: Received,
     initrd: Option<Received>,
+    kernel_args: String,
     /// Size of the root volume, in bytes; 0 when there is none.
     root_size_bytes: u64,
 }
 
 impl ImportRequest {
-    /// Checks all that needs neither database nor files; returns the kernel's declaration.
-    pub fn check(&self) -> ApiResult<&DeclaredFile> {
+    /// Checks all that needs neither database nor files.
+    pub fn check(&self) -> ApiResult<()> {
         check_name(&self.name)?;
         if self.description.chars().count() > MAX_DESCRIPTION {
             return Err(ApiError::invalid(
@@ -78,21 +81,32 @@ impl ImportRequest {
         }
         check_kernel_args(&self.kernel_args, "header.kernel_args")?;
         tags::check(&self.tags, "header.tags")?;
-        let kernel = self.kernel.as_ref().ok_or_else(|| {
-            ApiError::field(
-                Reason::MissingParameter,
-                "header.kernel",
-                "an image has a kernel",
-            )
-        })?;
-        check_file(kernel, MAX_BOOT_FILE, "header.kernel")?;
+        match &self.kernel {
+            Some(kernel) => check_file(kernel, MAX_BOOT_FILE, "header.kernel")?,
+            None if self.root.is_none() => {
+                return Err(ApiError::field(
+                    Reason::MissingParameter,
+                    "header.kernel",
+                    "an image has a kernel, or a root to find one in",
+                ));
+            }
+            None if self.initrd.is_some() => {
+                return Err(ApiError::field(
+                    Reason::InvalidParameterCombination,
+                    "header.initrd",
+                    "an initrd comes with its kernel; without a kernel, both are looked for in \
+                     the root",
+                ));
+            }
+            None => {}
+        }
         if let Some(initrd) = &self.initrd {
             check_file(initrd, MAX_BOOT_FILE, "header.initrd")?;
         }
         if let Some(root) = &self.root {
             check_file(root, hearth_images::MAX_DISK_BYTES, "header.root")?;
         }
-        Ok(kernel)
+        Ok(())
     }
 
     /// Length of the whole stream after the header, in bytes. No overflow after
@@ -223,29 +237,23 @@ fn receive(
     request: &ImportRequest,
     body: &mut Body,
 ) -> ApiResult<Files> {
-    let kernel = request.check()?;
-    let kernel = file::receive(
-        body,
-        kernel,
-        tmp.join(format!("{id}.kernel")),
-        "header.kernel",
-    )?;
-    kernel::check(kernel.path())
-        .map_err(|error| ApiError::internal("looking at a kernel", error))?
-        .map_err(|kernel::NotAKernel(what)| {
-            ApiError::invalid("header.kernel", format!("the file {what}"))
-                .with("kind", "NotAKernel")
-        })?;
+    let kernel = request
+        .kernel
+        .as_ref()
+        .map(|kernel| {
+            let path = tmp.join(format!("{id}.kernel"));
+            file::receive(body, kernel, path, "header.kernel")
+        })
+        .transpose()?;
+    if let Some(kernel) = &kernel {
+        check_kernel(kernel, "header.kernel", "the file")?;
+    }
     let initrd = request
         .initrd
         .as_ref()
         .map(|initrd| {
-            file::receive(
-                body,
-                initrd,
-                tmp.join(format!("{id}.initrd")),
-                "header.initrd",
-            )
+            let path = tmp.join(format!("{id}.initrd"));
+            file::receive(body, initrd, path, "header.initrd")
         })
         .transpose()?;
     let mut root_size_bytes = 0;
@@ -263,11 +271,27 @@ fn receive(
             .map_err(|error| root_error(&error))?;
         root_size_bytes = info.size_bytes;
     }
+    let (kernel, initrd, kernel_args) = match kernel {
+        Some(kernel) => (kernel, initrd, request.kernel_args.clone()),
+        None => {
+            let found = found_in_root(store, tmp, id, &request.kernel_args)?;
+            (found.kernel, found.initrd, found.kernel_args)
+        }
+    };
     Ok(Files {
         kernel,
         initrd,
+        kernel_args,
         root_size_bytes,
     })
+}
+
+pub(super) fn check_kernel(kernel: &Received, field: &str, what: &str) -> ApiResult<()> {
+    kernel::check(kernel.path())
+        .map_err(|error| ApiError::internal("looking at a kernel", error))?
+        .map_err(|kernel::NotAKernel(problem)| {
+            ApiError::invalid(field, format!("{what} {problem}")).with("kind", "NotAKernel")
+        })
 }
 
 fn root_error(error: &hearth_images::Error) -> ApiError {
@@ -285,6 +309,7 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
     let named = Image {
         kernel: files.kernel.sha256.clone(),
         initrd: files.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
+        kernel_args: files.kernel_args.clone(),
         root_size_bytes: files.root_size_bytes,
         ..pending.clone()
     };
@@ -360,7 +385,21 @@ mod tests {
                 sha256: sha256.to_owned(),
             })
         };
-        let cases: [(&str, ImportRequest); 9] = [
+        // A kernel may be in the root.
+        let found = ImportRequest {
+            kernel: None,
+            root: file(1, ""),
+            ..request()
+        };
+        found.check().expect("good");
+        let cases: [(&str, ImportRequest); 10] = [
+            (
+                "header.initrd",
+                ImportRequest {
+                    initrd: file(1, ""),
+                    ..found
+                },
+            ),
             (
                 "header.name",
                 ImportRequest {

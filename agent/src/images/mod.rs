@@ -1,10 +1,12 @@
 //! Images: what instances are made from.
 //!
 //! - [`import`]: an image from files that a caller sends
+//! - [`found`]: the kernel inside of an image's root
 //! - [`kernel`]: is it a kernel at all?
 //! - [`file`]: one file of the stream, checked on its way to the disk
 
 pub mod file;
+pub mod found;
 pub mod import;
 pub mod kernel;
 pub mod model;

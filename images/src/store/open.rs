@@ -5,7 +5,7 @@ use super::{Access, Store};
 use crate::check::{self, CheckReport, Repair};
 use crate::disk::Disk;
 use crate::error::{IoContext, Result};
-use crate::id::{LayerId, VolumeId};
+use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain;
 use crate::layer::header::Header;
 use std::fs::OpenOptions;
@@ -41,6 +41,15 @@ impl Store {
         }
         let ancestors = chain::ancestors(&self.layout.layers, &link)?;
         Disk::open(link, top.file, ancestors, access)
+    }
+
+    /// Opens a snapshot for reading.
+    pub fn open_snapshot(&self, id: &SnapshotId) -> Result<Disk> {
+        let link = self.snapshot_layer(id)?;
+        let file = link.file.try_clone().context(|| format!("snapshot {id}"))?;
+        let file = Locked::try_new(file, Mode::Shared, || format!("snapshot {id}"))?;
+        let ancestors = chain::ancestors(&self.layout.layers, &link)?;
+        Disk::open(link, file, ancestors, Access::ReadOnly)
     }
 
     /// After the VMM of a volume was killed: rebuilds the refcounts of its top layer, so that the

@@ -21,7 +21,8 @@ use crate::{
 /// What instances are made from.
 #[derive(Subcommand)]
 pub enum ImageCommand {
-    /// Send an image to the agent: a directory with an image.json, or single files.
+    /// Send an image to the agent: a disk with its kernel inside, a directory with an image.json,
+    /// or single files.
     Import(ImportArgs),
     /// List images.
     #[command(visible_alias = "ls")]
@@ -35,17 +36,19 @@ pub enum ImageCommand {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// Directory with an image.json, which names the files beside it.
-    #[arg(required_unless_present = "kernel")]
+    /// Disk image, raw or qcow2, or a directory with an image.json, which names the files beside
+    /// it.
+    #[arg(value_name = "DISK|DIR", required_unless_present_any = ["kernel", "root"])]
     dir: Option<PathBuf>,
-    /// Name of the image; needed without a directory.
+    /// Name of the image; by default what the directory says, or the disk's file name.
     #[arg(long, required_unless_present = "dir")]
     name: Option<String>,
-    /// An uncompressed ELF kernel or a bzImage.
+    /// An uncompressed ELF kernel or a bzImage; without it, kernel, initrd and kernel arguments
+    /// are found inside the root disk.
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
     kernel: Option<PathBuf>,
     /// Initial RAM file system.
-    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dir", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// Root disk, raw or qcow2.
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
@@ -53,7 +56,7 @@ pub struct ImportArgs {
     /// Format of the root disk; by default by its name.
     #[arg(long, value_name = "raw|qcow2", value_parser = parse_format)]
     format: Option<DiskFormat>,
-    /// Kernel arguments.
+    /// Kernel arguments; they replace those found inside the root disk, but for its root=.
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     kernel_args: Option<String>,
     /// How the kernel is entered; by default the Linux boot protocol.
@@ -105,7 +108,10 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
     let boot_protocol = args.boot_protocol.unwrap_or(BootProtocol::Unspecified);
     let (files, tags, client_token) = files(args)?;
     let mut upload = Upload::new();
-    let kernel = image_file(&mut upload, files.kernel, DiskFormat::Unspecified).await?;
+    let kernel = match files.kernel {
+        Some(file) => Some(image_file(&mut upload, file, DiskFormat::Unspecified).await?),
+        None => None,
+    };
     let initrd = match files.initrd {
         Some(file) => Some(image_file(&mut upload, file, DiskFormat::Unspecified).await?),
         None => None,
@@ -123,7 +129,7 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         architecture: files.architecture,
         kernel_args: files.kernel_args,
         boot_protocol: boot_protocol.into(),
-        kernel: Some(kernel),
+        kernel,
         initrd,
         root,
         tags,
@@ -168,18 +174,14 @@ fn files(args: ImportArgs) -> Result<(ImageFiles, Vec<Tag>, String), Failure> {
         path,
         sha256: String::new(),
     };
-    let mut files = match (args.dir, args.kernel) {
-        (Some(dir), _) => ImageFiles::read(&dir)?,
-        (None, Some(kernel)) => ImageFiles {
-            name: String::new(),
-            description: String::new(),
-            architecture: String::new(),
-            kernel_args: String::new(),
-            kernel: unchecked(kernel),
+    let mut files = match args.dir {
+        Some(dir) => ImageFiles::read(&dir)?,
+        None => ImageFiles {
+            kernel: args.kernel.map(unchecked),
             initrd: args.initrd.map(unchecked),
             root: args.root.map(unchecked),
+            ..ImageFiles::default()
         },
-        (None, None) => return Err(Failure::new("give a directory or --kernel")),
     };
     files.name = args.name.unwrap_or(files.name);
     files.description = args.description.unwrap_or(files.description);
@@ -212,7 +214,7 @@ async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(),
     match output {
         Output::Json => print_json(images),
         Output::Table if images.is_empty() => {
-            eprintln!("No images. Send one with `hearth image import DIR`.");
+            eprintln!("No images. Send one with `hearth image import DISK`.");
             Ok(())
         }
         Output::Table => print_images(&images),
