@@ -78,6 +78,8 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
 
 /// Sweeps until the agent ends.
 pub async fn run(context: Arc<Context>, instances: Arc<Instances>, mut shutdown: Shutdown) {
+    // Only a crash leaves layers that no volume and no image reaches, so once is enough.
+    remove_unreachable_layers(&context).await;
     loop {
         if let Err(error) = sweep(&context, &instances).await {
             tracing::error!(%error, "reconciling");
@@ -86,6 +88,16 @@ pub async fn run(context: Arc<Context>, instances: Arc<Instances>, mut shutdown:
             () = tokio::time::sleep(PERIOD) => {}
             () = shutdown.wait() => return,
         }
+    }
+}
+
+async fn remove_unreachable_layers(context: &Context) {
+    let store = context.store.clone();
+    match blocking("removing unused layers", move || store.collect_garbage()).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(count)) => tracing::info!(count, "layers that nothing reached; removed"),
+        Ok(Err(error)) => tracing::warn!(%error, "unused layers stay"),
+        Err(error) => tracing::warn!(%error, "unused layers stay"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one error type of the crate: a small stable kind for programs, a message for people.
 
+use crate::id::LayerId;
 use std::error::Error as StdError;
 use std::{fmt, io};
 
@@ -29,6 +30,10 @@ pub enum ErrorKind {
     DigestMismatch,
     /// The length of the input is not the expected one.
     LengthMismatch,
+    /// Two snapshots that share no layer, where they must.
+    Unrelated,
+    /// A block behind the end of the disk.
+    OutOfRange,
     /// The file system is full.
     NoSpace,
     /// Any other error of the operating system.
@@ -68,6 +73,12 @@ impl Error {
         }
     }
 
+    /// Says which layer the error is about.
+    pub(crate) fn of_layer(mut self, id: &LayerId) -> Self {
+        self.message = format!("layer {id}: {}", self.message);
+        self
+    }
+
     /// The kind, for programs.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -99,7 +110,9 @@ impl From<Error> for io::Error {
             ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
             ErrorKind::InUse => io::ErrorKind::ResourceBusy,
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
-            ErrorKind::InvalidId | ErrorKind::InvalidSize => io::ErrorKind::InvalidInput,
+            ErrorKind::InvalidId | ErrorKind::InvalidSize | ErrorKind::OutOfRange => {
+                io::ErrorKind::InvalidInput
+            }
             ErrorKind::Io => io::ErrorKind::Other,
             _ => io::ErrorKind::InvalidData,
         };

@@ -12,22 +12,33 @@
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
 //! - `rootfs`: kernel, initrd and kernel arguments from inside a disk's own file systems
+//! - `crash`: named steps at which a test can end the process
+//! - `export`: a volume or snapshot as a stand-alone image
+//! - `mapping`: which layer of a chain holds a guest cluster, by our own reading of the tables
+//! - `blocks`: what a snapshot holds, and what changed between two, in blocks of 512 KiB
 
+pub mod blocks;
 pub mod check;
+mod crash;
 pub mod disk;
 mod error;
+pub mod export;
 mod id;
 pub mod import;
 pub mod layer;
+mod mapping;
 pub mod rootfs;
 pub mod store;
 
+pub use blocks::{BLOCK_BYTES, Block, ChangedBlock, ChangedBlocks, SnapshotBlocks, SnapshotReader};
 pub use check::{CheckReport, Repair};
+pub use crash::{CRASH_AT, crash_point};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind, Result};
+pub use export::{Export, Piece};
 pub use id::{SnapshotId, VolumeId};
 pub use import::{DiskFormat, ImportOptions, ImportSource};
-pub use store::{Access, SnapshotInfo, Store, VolumeInfo, VolumeSource};
+pub use store::{Access, DiskSnapshots, SnapshotInfo, Store, VolumeInfo, VolumeSource};
 
 /// The largest virtual disk, in bytes: 64 TiB, the largest EBS volume.
 pub const MAX_DISK_BYTES: u64 = 64 << 40;

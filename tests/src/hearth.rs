@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -205,6 +206,40 @@ impl Hearth {
     /// Starts an agent over the same state directory, after [`Self::kill_agent`] or
     /// [`Self::stop_agent`].
     pub async fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(None).await
+    }
+
+    /// Starts an agent that ends at the named step, or whose next VMM does: as `kill -9` would
+    /// end it, see [`hearth_images::crash_point`].
+    pub async fn start_agent_to_crash_at(&mut self, step: &str) -> Result<()> {
+        self.start_agent_with(Some(step)).await
+    }
+
+    /// Has the agent crash at the named step while `call` is made, and starts the next one. Gives
+    /// what the call came to.
+    pub async fn crash_at<T>(&mut self, step: &str, call: impl Future<Output = T>) -> Result<T> {
+        self.stop_agent()?;
+        self.start_agent_to_crash_at(step).await?;
+        let answer = call.await;
+        let mut agent = self.agent.take().context("the agent does not run")?;
+        let deadline = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = agent.try_wait()? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                self.agent = Some(agent);
+                bail!("it never came to {step}:\n{}", self.agent_log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        ensure!(killed, "at {step}: {status}\n{}", self.agent_log_tail());
+        self.start_agent().await?;
+        Ok(answer)
+    }
+
+    async fn start_agent_with(&mut self, crash_at: Option<&str>) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         let log = File::options()
             .append(true)
@@ -216,6 +251,7 @@ impl Hearth {
             None => Command::new(hearthd),
         };
         let agent = command
+            .envs(crash_at.map(|step| (hearth_images::CRASH_AT, step)))
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--socket")

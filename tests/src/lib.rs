@@ -44,7 +44,9 @@ pub mod root_disk;
 pub mod store;
 pub mod tiny;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
 
 pub use console::Console;
 pub use errors::Expect;
@@ -60,6 +62,19 @@ pub const BOOT: Duration = Duration::from_secs(300);
 
 /// For a guest's boot with several vCPUs where KVM is emulated.
 pub const SMP_BOOT: Duration = Duration::from_secs(900);
+
+/// Tries until it works, for what comes about by itself. Fails with what it failed with last.
+pub async fn eventually<T>(check: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        match check().await {
+            Err(_) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
 
 /// Ends a test with success where there is no KVM, and says so.
 #[macro_export]

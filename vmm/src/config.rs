@@ -1,11 +1,13 @@
 //! What one VMM process is told when it starts: one JSON document on a file descriptor.
 //!
-//! The agent writes it, the VMM reads it once. Nothing in it changes while the guest runs.
+//! The agent writes it, the VMM reads it once. What changes while the guest runs is told over the
+//! control socket.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError, MachineLimits};
 use crate::devices::virtio::net::mac::{MacAddress, MacError};
 
 /// Version of this document and of the control protocol; the VMM refuses any other.
@@ -59,6 +61,9 @@ pub struct VmConfig {
     /// In the order in which the guest sees them (`vda`, `vdb`, ...).
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// What all disks together may do in a second.
+    #[serde(default)]
+    pub disk_limits: MachineLimits,
     /// In the order in which the guest sees them (`eth0`, `eth1`, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
@@ -95,6 +100,17 @@ pub enum ConfigError {
         /// How many were asked for.
         queues: u16,
     },
+    /// A disk's limits.
+    #[error("disks: {serial}: limits: {source}")]
+    Limits {
+        /// The disk's serial.
+        serial: String,
+        /// What is wrong with them.
+        source: LimitsError,
+    },
+    /// The limits of all disks.
+    #[error("disk_limits: {0}")]
+    MachineLimits(LimitsError),
     /// A disk's serial.
     #[error("disks: the serial {0:?} is not 1 to {MAX_SERIAL_BYTES} bytes of printable ASCII")]
     Serial(String),
@@ -156,6 +172,9 @@ impl VmConfig {
             return Err(ConfigError::Devices(devices));
         }
         self.disks.iter().try_for_each(DiskConfig::validate)?;
+        self.disk_limits
+            .validate()
+            .map_err(ConfigError::MachineLimits)?;
         for (index, net) in self.nets.iter().enumerate() {
             net.validate()?;
             if self.nets[..index].iter().any(|other| other.tap == net.tap) {
@@ -167,7 +186,8 @@ impl VmConfig {
 }
 
 impl DiskConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every figure.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let serial = self.serial.as_bytes();
         if serial.is_empty()
             || serial.len() > MAX_SERIAL_BYTES
@@ -181,7 +201,12 @@ impl DiskConfig {
                 queues: self.queues,
             });
         }
-        Ok(())
+        self.limits
+            .validate()
+            .map_err(|source| ConfigError::Limits {
+                serial: self.serial.clone(),
+                source,
+            })
     }
 }
 
@@ -269,6 +294,9 @@ pub struct DiskConfig {
     /// Number of request queues: 1 to 16; 0 picks one for each vCPU, at most 4.
     #[serde(default)]
     pub queues: u16,
+    /// What it may do in a second.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// One virtio-net device.
@@ -320,6 +348,7 @@ pub mod run_files {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::block::throttle::limits::Limit;
 
     fn valid() -> VmConfig {
         VmConfig {
@@ -339,7 +368,9 @@ mod tests {
                 volume: "vol-1".into(),
                 read_only: false,
                 queues: 0,
+                limits: DiskLimits::default(),
             }],
+            disk_limits: MachineLimits::default(),
             nets: vec![NetConfig {
                 tap: "tap0".into(),
                 mac: "02:00:00:00:00:01".into(),
@@ -363,7 +394,7 @@ mod tests {
     fn figures_out_of_range_are_named() {
         assert_eq!(valid().validate(), Ok(()));
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 17] = [
+        let cases: [(Change, &str); 19] = [
             (|c| c.version = 9, "version"),
             (|c| c.vcpus = 0, "vcpus"),
             (|c| c.vcpus = 33, "vcpus"),
@@ -375,6 +406,19 @@ mod tests {
                 "disks and nets: 16",
             ),
             (|c| c.disks[0].serial = "x".repeat(21), "serial"),
+            (
+                |c| {
+                    c.disks[0].limits.bytes = Some(Limit {
+                        per_second: 0,
+                        burst: None,
+                    });
+                },
+                "vol-1: limits: per_second: 0",
+            ),
+            (
+                |c| c.disk_limits.bytes_per_second = Some(u64::MAX),
+                "disk_limits: bytes_per_second",
+            ),
             (|c| c.nets[0].tap = String::new(), "tap \"\""),
             (|c| c.nets[0].tap = "x".repeat(16), "tap"),
             (|c| c.nets[0].tap = "../tap".into(), "tap"),

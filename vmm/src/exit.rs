@@ -45,6 +45,7 @@ impl ExitSwitch {
             *report = Some(ExitReport {
                 reason,
                 message: message.into(),
+                credits: Vec::new(),
             });
             if let Err(error) = self.announced.write(1) {
                 tracing::error!(%error, "the end of the guest could not be announced");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hearth_images::crash_point;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,6 +29,7 @@ pub fn run(config: &VmConfig, started: Instant, terminate: &OwnedFd) -> ExitRepo
         Err(error) => ExitReport {
             reason: ExitReason::StartFailed,
             message: error.to_string(),
+            credits: Vec::new(),
         },
     };
     if let Err(error) = write_report(&config.run_dir, &report) {
@@ -54,15 +56,20 @@ fn run_guest(
         on_disk_error: disk_error_reporter(subscribers),
         on_net_error: net_error_reporter(subscribers),
     };
+    crash_point("vmm.bound");
     let machine = Machine::build(config, outside)?;
+    crash_point("vmm.built");
     let start_to_guest_ns = started.elapsed().as_nanos() as u64;
     let machine = machine.start()?;
+    crash_point("vmm.started");
     let controlled = Controlled {
         instance_id: config.instance_id.clone(),
         exit: Arc::clone(&exit),
         console,
         serial: machine.serial(),
         power: machine.power(),
+        disks: machine.disks(),
+        hotplug: machine.hotplug(),
         subscribers: subscribers.clone(),
         start_to_guest_ns,
     };
@@ -70,12 +77,20 @@ fn run_guest(
 
     wait(exit.event(), terminate).map_err(io_error("poll"))?;
     exit.announce(ExitReason::Killed, "terminated by a signal");
+    crash_point("vmm.stopping");
+    let disks = machine.disks();
     machine.stop();
     console_thread.finish();
-    Ok(exit.announced().unwrap_or(ExitReport {
+    crash_point("vmm.stopped");
+    let report = exit.announced().unwrap_or(ExitReport {
         reason: ExitReason::InternalError,
         message: "ended without a reason".into(),
-    }))
+        credits: Vec::new(),
+    });
+    Ok(ExitReport {
+        credits: disks.credits(),
+        ..report
+    })
 }
 
 fn disk_error_reporter(subscribers: &Subscribers) -> OnError {
@@ -119,5 +134,6 @@ fn write_report(run_dir: &Path, report: &ExitReport) -> io::Result<()> {
     let mut file = File::create(&fresh)?;
     serde_json::to_writer(&mut file, report)?;
     file.write_all(b"\n")?;
+    crash_point("vmm.report-written");
     std::fs::rename(&fresh, &path)
 }

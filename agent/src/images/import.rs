@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource};
+use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, crash_point};
 
 use super::{
     file::{self, DeclaredFile, Received},
@@ -154,6 +154,7 @@ pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -
         if !new {
             return Ok(pending);
         }
+        crash_point("image.row-pending");
         let result = match receive_all(&context, &pending, request, body).await {
             Ok(files) => finish(&context, pending.clone(), files).await,
             Err(error) => Err(error),
@@ -269,6 +270,7 @@ fn receive(
         let info = store
             .import_snapshot(&snapshot_id(id)?, source, options)
             .map_err(|error| root_error(&error))?;
+        crash_point("image.root-imported");
         root_size_bytes = info.size_bytes;
     }
     let (kernel, initrd, kernel_args) = match kernel {
@@ -319,6 +321,7 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
         .db
         .write(move |tx| db::images::update(tx, &pending, &row))
         .await?;
+    crash_point("image.row-with-files");
     let dir = context.settings.kernels();
     blocking("keeping an image's files", move || {
         let Files { kernel, initrd, .. } = files;
@@ -327,6 +330,7 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
     })
     .await?
     .map_err(|error| ApiError::internal("keeping an image's files", error))?;
+    crash_point("image.files-kept");
     let available = Image {
         state: ImageState::Available,
         ..named.clone()
@@ -336,6 +340,7 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
         .db
         .write(move |tx| db::images::update(tx, &named, &row))
         .await?;
+    crash_point("image.row-available");
     Ok(available)
 }
 

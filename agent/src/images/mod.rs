@@ -13,7 +13,7 @@ pub mod model;
 
 use std::{collections::HashSet, fs, io, sync::Arc};
 
-use hearth_images::{ErrorKind, SnapshotId};
+use hearth_images::{ErrorKind, SnapshotId, crash_point};
 use rusqlite::Connection;
 
 use self::model::{Image, ImageState};
@@ -68,6 +68,7 @@ pub async fn deregister(context: Arc<Context>, id: String) -> ApiResult<()> {
                 Ok(after)
             })
             .await?;
+        crash_point("image.row-deregistered");
         // What fails here is tried again by reconciliation.
         if let Err(error) = finish_deregistering(&context, &deregistered).await {
             tracing::warn!(image = deregistered.id, %error, "cleaning up after an image");
@@ -92,11 +93,14 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
         return Ok(());
     }
     remove_root(context, image).await?;
+    crash_point("image.root-removed");
     let image = image.clone();
-    Ok(context
+    context
         .db
         .write(move |tx| db::images::remove(tx, &image))
-        .await?)
+        .await?;
+    crash_point("image.row-removed");
+    Ok(())
 }
 
 /// Removes an image's root from the store; fine when it is not there.

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hearth_images::crash_point;
+
 use super::{
     model::{Instance, Operation},
     state::InstanceState,
@@ -20,12 +22,14 @@ use crate::{
 /// tried until it can.
 pub async fn terminate(context: &Arc<Context>, row: Instance) -> Instance {
     let doomed = until_done(&row.id, || release_volumes(context, &row.id)).await;
+    crash_point("terminate.volumes-released");
     for volume in doomed {
         // What fails here stays `deleting`, and reconciliation tries again.
         if let Err(error) = volumes::finish_deleting(context, &volume).await {
             tracing::error!(volume = volume.id, %error, "deleting a volume");
         }
     }
+    crash_point("terminate.volumes-deleted");
     let after = Instance {
         state: InstanceState::Terminated,
         operation: Operation::None,

@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hearth_images::crash_point;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -437,6 +438,7 @@ impl Driver {
 
     /// The VMM is gone.
     async fn ended(&mut self, end: End) {
+        crash_point("instance.vmm-ended");
         self.vmm = None;
         self.timer = None;
         tracing::info!(
@@ -481,8 +483,8 @@ impl Driver {
 
     async fn terminate(&mut self) {
         self.timer = None;
-        self.row = cleanup::terminate(&self.context, self.row.clone()).await;
-        self.publish();
+        let row = cleanup::terminate(&self.context, self.row.clone()).await;
+        self.adopt_row(row);
     }
 
     async fn alarm(&mut self) {
@@ -551,8 +553,17 @@ impl Driver {
         self.adopt_row(after);
     }
 
+    /// `row` has been committed.
     fn adopt_row(&mut self, row: Instance) {
         self.row = row;
+        crash_point(match self.row.state {
+            InstanceState::Pending => "instance.row-pending",
+            InstanceState::Running => "instance.row-running",
+            InstanceState::Stopping => "instance.row-stopping",
+            InstanceState::Stopped => "instance.row-stopped",
+            InstanceState::ShuttingDown => "instance.row-shutting-down",
+            InstanceState::Terminated => "instance.row-terminated",
+        });
         self.publish();
     }
 

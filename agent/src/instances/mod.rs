@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_images::crash_point;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -99,6 +100,7 @@ impl Instances {
             .db
             .write(move |tx| request.commit(tx, &shape, &memory))
             .await?;
+        crash_point("launch.rows-pending");
         let ids = match launched {
             Launched::Earlier(ids) => ids,
             Launched::New(instances) => {

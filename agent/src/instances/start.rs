@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hearth_images::crash_point;
 use hearth_vmm::config::{
     self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig,
 };
@@ -49,6 +50,7 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
+        crash_point("launch.volumes-made");
     }
     let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
     let (run_dir, id) = (config.run_dir.clone(), instance.id);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, VolumeInfo};
+use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, VolumeInfo, crash_point};
 
 use super::{
     VolumeView, check_size_gib, earlier, finish_creating,
@@ -68,6 +68,7 @@ pub async fn import(
         if !new {
             return view(&context, volume).await;
         }
+        crash_point("volume.row-importing");
         let (store, id) = (context.store.clone(), volume_id(&volume.id)?);
         let done = blocking("importing a volume", move || {
             receive(&store, &id, &request, body)
@@ -75,6 +76,7 @@ pub async fn import(
         .await?;
         match done {
             Ok(info) => {
+                crash_point("volume.imported");
                 let available = finish_creating(&context, volume, info.size_bytes).await?;
                 view(&context, available).await
             }

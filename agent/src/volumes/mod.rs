@@ -9,7 +9,7 @@ pub mod model;
 
 use std::sync::Arc;
 
-use hearth_images::{ErrorKind, SnapshotId, Store, VolumeId, VolumeSource};
+use hearth_images::{ErrorKind, SnapshotId, Store, VolumeId, VolumeSource, crash_point};
 use rusqlite::Connection;
 
 use self::model::{GIB, MAX_SIZE_GIB, Volume, VolumeState};
@@ -70,9 +70,11 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
         if !new {
             return view(&context, volume).await;
         }
+        crash_point("volume.row-creating");
         let (store, row) = (context.store.clone(), volume.clone());
         match blocking("making a volume", move || make(&store, &row)).await? {
             Ok(size_bytes) => {
+                crash_point("volume.made");
                 let available = finish_creating(&context, volume, size_bytes).await?;
                 view(&context, available).await
             }
@@ -163,7 +165,7 @@ fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> Ap
 
 /// Commits that a volume is there.
 async fn finish_creating(context: &Context, volume: Volume, size_bytes: u64) -> ApiResult<Volume> {
-    context
+    let available = context
         .db
         .write(move |tx| {
             let after = Volume {
@@ -172,9 +174,11 @@ async fn finish_creating(context: &Context, volume: Volume, size_bytes: u64) -> 
                 ..volume.clone()
             };
             db::volumes::update(tx, &volume, &after)?;
-            Ok(after)
+            Ok::<_, ApiError>(after)
         })
-        .await
+        .await?;
+    crash_point("volume.row-available");
+    Ok(available)
 }
 
 /// Takes back a volume that could not be made: store, row and client token.
@@ -212,6 +216,7 @@ pub async fn grow(context: Arc<Context>, id: String, size_gib: u64) -> ApiResult
                 Ok::<_, ApiError>(after)
             })
             .await?;
+        crash_point("volume.row-growing");
         let grown = finish_growing(&context, growing).await?;
         view(&context, grown).await
     })
@@ -268,6 +273,7 @@ pub async fn finish_growing(context: &Context, volume: Volume) -> ApiResult<Volu
         }
     })
     .await?;
+    crash_point("volume.grown");
     let size_bytes = grown
         .as_ref()
         .map_or(volume.size_bytes, |info| info.size_bytes);
@@ -304,6 +310,7 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
                 Ok::<_, ApiError>(after)
             })
             .await?;
+        crash_point("volume.row-deleting");
         finish_deleting(&context, &deleting).await
     })
     .await
@@ -312,11 +319,14 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
 /// Carries a deletion that is in the database through: store first, row last.
 pub async fn finish_deleting(context: &Context, volume: &Volume) -> ApiResult<()> {
     remove_from_store(context, &volume.id).await?;
+    crash_point("volume.gone-from-store");
     let volume = volume.clone();
-    Ok(context
+    context
         .db
         .write(move |tx| db::volumes::remove(tx, &volume))
-        .await?)
+        .await?;
+    crash_point("volume.row-removed");
+    Ok(())
 }
 
 async fn remove_from_store(context: &Context, id: &str) -> ApiResult<()> {

@@ -19,6 +19,17 @@ const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
 /// Bits of a standard L2 entry that must be zero.
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET_MASK | ZERO);
 
+/// What an L2 entry of a layer of ours maps its cluster to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnTarget {
+    /// Whatever the parent holds there.
+    Parent,
+    /// Zeroes, whether or not a cluster is kept for them.
+    Zeroes,
+    /// The cluster at this offset in the file.
+    Data(u64),
+}
+
 /// What an L2 entry of a foreign image maps its cluster to.
 enum Target {
     Nothing,
@@ -50,19 +61,42 @@ pub(crate) fn collect_own_layer(
     file_len: u64,
     used: &mut ClusterSet,
 ) -> Result<()> {
+    for entry in read_table(file, header.l1_offset, header.l1_entries * 8)? {
+        own_l2_table(entry)?;
+    }
     collect_tables(file, header, file_len, used, |entry, used| {
-        if entry & COMPRESSED != 0 {
-            return Err(corrupt("a compressed cluster in a layer of ours".into()));
+        own_target(entry)?;
+        match entry & OFFSET_MASK {
+            0 => Ok(()),
+            offset => enter_cluster("a data cluster", offset, header, used),
         }
-        let offset = entry & OFFSET_MASK;
-        if entry & L2_RESERVED != 0 || (offset == 0) != (entry & COPIED == 0) {
-            return Err(corrupt(format!("L2 entry {entry:#018x}")));
-        }
-        if offset != 0 {
-            enter_cluster("a data cluster", offset, header, used)?;
-        }
-        Ok(())
     })
+}
+
+/// Judges one L2 entry of a layer of ours: not compressed, no reserved bit, and one owner for
+/// each cluster. Whether the cluster lies in the file is for the caller to see.
+pub(crate) fn own_target(entry: u64) -> Result<OwnTarget> {
+    if entry & COMPRESSED != 0 {
+        return Err(corrupt("a compressed cluster in a layer of ours".into()));
+    }
+    let offset = entry & OFFSET_MASK;
+    if entry & L2_RESERVED != 0 || (offset == 0) != (entry & COPIED == 0) {
+        return Err(corrupt(format!("L2 entry {entry:#018x}")));
+    }
+    Ok(match offset {
+        _ if entry & ZERO != 0 => OwnTarget::Zeroes,
+        0 => OwnTarget::Parent,
+        offset => OwnTarget::Data(offset),
+    })
+}
+
+/// Judges one L1 entry of a layer of ours; the offset of its L2 table, or 0.
+pub(crate) fn own_l2_table(entry: u64) -> Result<u64> {
+    let offset = entry & OFFSET_MASK;
+    if entry & L1_RESERVED != 0 || (offset == 0) != (entry & COPIED == 0) {
+        return Err(corrupt(format!("L1 entry {entry:#018x}")));
+    }
+    Ok(offset)
 }
 
 /// Checks that a foreign image can be read without surprise: each table and each data cluster is
@@ -186,7 +220,7 @@ fn collect_tables(
 }
 
 /// Reads a table of big-endian 8-byte entries.
-pub(super) fn read_table(file: &File, offset: u64, bytes: u64) -> Result<Vec<u64>> {
+pub(crate) fn read_table(file: &File, offset: u64, bytes: u64) -> Result<Vec<u64>> {
     let mut buffer = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
     file.read_exact_at(&mut buffer, offset)
         .context(|| format!("reading a table at {offset:#x}"))?;

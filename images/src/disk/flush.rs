@@ -9,33 +9,53 @@
 //!
 //! Step 2 starts with no write in flight, so that no table refers to data after the first sync.
 
-use super::{Disk, Image};
+use super::image::{Image, Top};
+use super::live::Sealing;
+use super::{Disk, poisoned};
 use imago::Mapping;
+use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLockReadGuard};
 
 impl Disk {
     /// Makes everything durable that was written before: it is there after kill -9 of this
     /// process, and after a power loss.
     pub fn flush(&self) -> io::Result<()> {
+        // While a snapshot is finished, a part of what was written before is in the layer that is
+        // being sealed; see `live`.
+        let _settled = self.settled()?;
+        let top = Arc::clone(&self.image()?.top);
         if self.is_read_only() {
-            return self.image().map(drop);
+            return Ok(());
         }
         // Most of the data goes to the disk here, while other requests run on.
-        self.sync_allocated()?;
+        self.sync_allocated(&top)?;
         let image = self.image_alone()?;
         self.write_back(&image)?;
-        let freed = self.freed.load(Ordering::Acquire);
+        let freed = top.freed.load(Ordering::Acquire);
         drop(image);
-        self.sync()?;
-        self.freed_synced.fetch_max(freed, Ordering::AcqRel);
+        self.sync(&top)?;
+        top.freed_synced.fetch_max(freed, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Waits until no layer is left that has to be sealed, and keeps the layers as they are.
+    fn settled(&self) -> io::Result<RwLockReadGuard<'_, Vec<Sealing>>> {
+        loop {
+            let unsealed = self.unsealed.read().map_err(|_| poisoned())?;
+            if unsealed.is_empty() {
+                return Ok(unsealed);
+            }
+            drop(unsealed);
+            self.settling()?.finish()?;
+        }
     }
 
     /// Writes the tables back to the file. The caller has the image alone; to make them durable,
     /// a sync has to follow.
     pub(super) fn write_back(&self, image: &Image) -> io::Result<()> {
-        self.sync_allocated()?;
+        self.sync_allocated(&image.top)?;
         image.format.flush()
     }
 
@@ -45,8 +65,9 @@ impl Disk {
     ///
     /// The caller has the image shared, so that no discard comes in between.
     pub(super) fn settle_freed(&self, image: &Image, offset: u64, length: u64) -> io::Result<()> {
-        let freed = self.freed.load(Ordering::Acquire);
-        if self.freed_synced.load(Ordering::Acquire) >= freed {
+        let top = &image.top;
+        let freed = top.freed.load(Ordering::Acquire);
+        if top.freed_synced.load(Ordering::Acquire) >= freed {
             return Ok(());
         }
         if let (Mapping::Raw { writable: true, .. }, mapped) =
@@ -55,26 +76,34 @@ impl Disk {
         {
             return Ok(());
         }
-        self.sync()?;
-        self.freed_synced.fetch_max(freed, Ordering::AcqRel);
+        self.sync(top)?;
+        top.freed_synced.fetch_max(freed, Ordering::AcqRel);
         Ok(())
     }
 
     /// Syncs the data of clusters that were allocated since the last call.
-    fn sync_allocated(&self) -> io::Result<()> {
-        if !self.allocated.swap(false, Ordering::AcqRel) {
+    pub(super) fn sync_allocated(&self, top: &Top) -> io::Result<()> {
+        if !top.allocated.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.sync()
+        self.sync(top)
     }
 
     /// Syncs the file. Once that has failed, it fails for good: the kernel drops the pages that
     /// it could not write, so that a later success would say nothing about them.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self, top: &Top) -> io::Result<()> {
+        self.sync_by(top, File::sync_data)
+    }
+
+    pub(super) fn sync_by(
+        &self,
+        top: &Top,
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier sync of this volume failed"));
         }
-        self.file.sync_data().inspect_err(|error| {
+        sync(&top.file).inspect_err(|error| {
             tracing::error!("syncing a volume: {error}");
             self.sync_failed.store(true, Ordering::Release);
         })

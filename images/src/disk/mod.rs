@@ -6,19 +6,21 @@
 //! not promise after a crash, and how this module and `check` make up for it.
 
 mod flush;
+mod image;
+pub(crate) mod live;
 mod zero;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::layer::chain::{Link, imago_storage};
+use crate::error::{IoContext, Result};
+use crate::layer::chain::Link;
 use crate::layer::header::write_dirty_bit;
 use crate::store::{Access, Locked};
-use imago::file::File as ImagoFile;
+use image::{Image, Top, open_below, open_layer};
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::qcow2::Qcow2;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageExt};
+use imago::{FormatAccess, StorageExt};
+use live::Sealing;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
@@ -33,24 +35,14 @@ const MAX_BUFFERS: usize = 512;
 pub struct Disk {
     /// Ordinary I/O holds this shared; see the module's documentation for who holds it alone.
     image: RwLock<Image>,
-    /// The top layer: its lock, its dirty bit, syncs and hole punching.
-    file: Locked,
+    /// Layers that were the top and are not sealed yet; nothing may be called durable before they
+    /// are. Held shared by who promises that, alone from before the layers change until the
+    /// change is durable. Taken before `image`.
+    unsealed: RwLock<Vec<Sealing>>,
     access: Access,
-    size: u64,
-    /// Clusters were allocated whose data and refcounts may not be on the disk yet.
-    allocated: AtomicBool,
-    /// Counts the discards that freed clusters, and how many of them the disk knows of. Until it
-    /// knows, the freed clusters must not be used again.
-    freed: AtomicU64,
-    freed_synced: AtomicU64,
+    size: AtomicU64,
     /// A sync failed: the kernel may have dropped data, so that no later one can be believed.
     sync_failed: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Image {
-    format: FormatAccess<ImagoFile>,
-    closed: bool,
 }
 
 impl Disk {
@@ -59,38 +51,34 @@ impl Disk {
     pub(crate) fn open(
         top: Link,
         file: Locked,
-        ancestors: Vec<Link>,
+        ancestors: &[Link],
         access: Access,
     ) -> Result<Disk> {
-        let mut backing: Option<FormatAccess<ImagoFile>> = None;
-        for link in ancestors.iter().rev() {
-            let image = open_format(link, false, backing)?;
-            backing = Some(image);
-        }
+        let backing = open_below(ancestors)?;
         let writable = access == Access::ReadWrite;
-        let format = open_format(&top, writable, backing)?;
+        let layer = open_layer(&top.id, &top.file, writable, backing.clone())?;
         if writable {
             // From here until it is closed, the refcounts on the disk may lag behind.
             write_dirty_bit(&file, true).context(|| format!("marking layer {}", top.id))?;
         }
+        let format = Arc::new(FormatAccess::new(layer));
         Ok(Disk {
-            size: format.size(),
+            size: AtomicU64::new(format.size()),
             image: RwLock::new(Image {
                 format,
+                backing,
+                top: Arc::new(Top::new(top.id, file)),
                 closed: false,
             }),
-            file,
+            unsealed: RwLock::new(Vec::new()),
             access,
-            allocated: AtomicBool::new(false),
-            freed: AtomicU64::new(0),
-            freed_synced: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
         })
     }
 
     /// Size of the virtual disk in bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// Whether the volume was opened for reading only.
@@ -154,28 +142,33 @@ impl Disk {
     /// After an error the volume stays open and marked; it may be tried again. Other calls fail
     /// once it is closed; closing twice does nothing.
     pub fn close(&self) -> Result<()> {
-        self.mark_clean()?;
-        self.file.unlock().context(|| "unlocking a volume".into())
+        let top = self.mark_clean()?;
+        top.file.unlock().context(|| "unlocking a volume".into())
     }
 
-    /// Closes for I/O, but keeps the lock.
-    pub(crate) fn mark_clean(&self) -> Result<()> {
+    /// Closes for I/O, but keeps the lock, which is that of the returned layer.
+    fn mark_clean(&self) -> Result<Arc<Top>> {
+        let closing = || "closing a volume".into();
+        // A change of layers is finished first: it may have data to write back, too.
+        let mut settling = self.settling().context(closing)?;
+        settling.finish()?;
         let mut image = self
             .image
             .write()
             .map_err(|_| poisoned())
-            .context(|| "closing a volume".into())?;
+            .context(closing)?;
+        let top = Arc::clone(&image.top);
         if image.closed {
-            return Ok(());
+            return Ok(top);
         }
         if self.access == Access::ReadWrite {
             self.write_back(&image)
-                .and_then(|()| self.sync())
-                .and_then(|()| write_dirty_bit(&self.file, false))
+                .and_then(|()| self.sync(&top))
+                .and_then(|()| write_dirty_bit(&top.file, false))
                 .context(|| "writing back a volume".into())?;
         }
         image.closed = true;
-        Ok(())
+        Ok(top)
     }
 
     fn write_buffers(
@@ -188,7 +181,7 @@ impl Disk {
         while !buffers.is_empty() {
             let mapping = image.format.prepare_data_mapping(at, buffers.len(), true)?;
             if !mapping.is_nonblocking() {
-                self.allocated.store(true, Ordering::Release);
+                image.top.allocated.store(true, Ordering::Release);
             }
             let length = mapping.length();
             let (now, later) = buffers.split_at(length);
@@ -257,29 +250,6 @@ impl Drop for Disk {
             tracing::error!("a volume was not closed cleanly: {error}");
         }
     }
-}
-
-fn open_format(
-    link: &Link,
-    writable: bool,
-    backing: Option<FormatAccess<ImagoFile>>,
-) -> Result<FormatAccess<ImagoFile>> {
-    let storage = imago_storage(&link.file)?;
-    let image = Qcow2::<ImagoFile>::builder(storage)
-        .write(writable)
-        .backing(backing)
-        .data_file(None)
-        .open(DenyImplicitOpenGate::default())
-        .map_err(|source| {
-            // The header was judged before, so that what is left is in the tables.
-            match source.kind() {
-                io::ErrorKind::InvalidData => {
-                    Error::new(ErrorKind::Corrupt, format!("layer {}: {source}", link.id))
-                }
-                _ => Error::io(format!("opening layer {}", link.id), source),
-            }
-        })?;
-    Ok(FormatAccess::new(image))
 }
 
 fn closed() -> io::Error {

@@ -10,12 +10,14 @@
 //! moment ago, while the L2 entry that gave the cluster up may still be in memory only. Killed in
 //! between, the file would have two owners for that cluster.
 
-use super::{Disk, Image};
+use super::Disk;
+use super::image::Image;
 use crate::layer::CLUSTER_BYTES;
 use imago::Mapping;
 use imago::io_buffers::IoVector;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What is written where zeroes must be stored.
@@ -121,8 +123,8 @@ impl Disk {
     ) -> io::Result<()> {
         // A new L2 table may be needed, and may be put where a discard freed a cluster.
         self.settle_freed(image, start, end - start)?;
-        let (done_from, done) = image
-            .format
+        let (done_from, done) = Arc::get_mut(&mut image.format)
+            .ok_or_else(|| io::Error::other("somebody else has the top layer"))?
             .inner_mut()
             .discard_to_zero(start, end - start)?;
         if done_from != start || done != end - start {
@@ -131,7 +133,7 @@ impl Disk {
             ));
         }
         if host_range.is_some() {
-            self.freed.fetch_add(1, Ordering::AcqRel);
+            image.top.freed.fetch_add(1, Ordering::AcqRel);
         }
         self.write_back(image)?;
         if let Some((host_offset, length)) = host_range {
@@ -139,7 +141,7 @@ impl Disk {
             // that cannot do this keeps the space for the next allocation.
             let whole = length.next_multiple_of(CLUSTER_BYTES);
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            if let Err(error) = fallocate(&*self.file, flags, host_offset, whole) {
+            if let Err(error) = fallocate(&*image.top.file, flags, host_offset, whole) {
                 tracing::debug!("cannot give back space at {host_offset:#x}: {error}");
             }
         }

@@ -13,6 +13,7 @@ mod raw;
 mod source;
 mod writer;
 
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::create::check_size;
 use crate::layer::header;
@@ -80,6 +81,7 @@ pub(crate) fn import_into(
                 None => {
                     spooled = spool()?;
                     input.spool_into(&spooled.file)?;
+                    crash_point("import.spooled");
                     &spooled.file
                 }
             };

@@ -14,6 +14,9 @@ use std::path::Path;
 /// The longest chain, in layers.
 pub(crate) const MAX_CHAIN_LENGTH: usize = 64;
 
+/// How often a chain is read anew when a layer is missing.
+const ATTEMPTS: u32 = 16;
+
 /// One layer of a chain, its file open for reading.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -25,14 +28,23 @@ pub(crate) struct Link {
 
 /// Opens a layer file and judges its header by the rules for our own files.
 pub(crate) fn open_link(layers_dir: &Path, id: LayerId) -> Result<Link> {
-    let file =
-        File::open(layers_dir.join(id.file_name())).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                Error::new(ErrorKind::Corrupt, format!("layer {id} is missing"))
-            }
-            _ => Error::io(format!("opening layer {id}"), source),
-        })?;
-    link_of(id, file)
+    match open_file(layers_dir, &id)? {
+        Some(file) => link_of(id, file),
+        None => Err(missing_layer(&id)),
+    }
+}
+
+/// Opens a layer file; `None` if there is none.
+fn open_file(layers_dir: &Path, id: &LayerId) -> Result<Option<File>> {
+    match File::open(layers_dir.join(id.file_name())) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("opening layer {id}"), error)),
+    }
+}
+
+fn missing_layer(id: &LayerId) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("layer {id} is missing"))
 }
 
 /// Judges the header of an open layer file.
@@ -87,7 +99,23 @@ fn own_parent(id: &LayerId, header: &Header) -> Result<Option<LayerId>> {
 }
 
 /// All ancestors of `top`, nearest first, `top` not included.
+///
+/// A merge may rename a file over a layer whose parent it then removes. Who has opened the old
+/// file looks for that parent in vain, and finds the new file at the next attempt.
 pub(crate) fn ancestors(layers_dir: &Path, top: &Link) -> Result<Vec<Link>> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match try_ancestors(layers_dir, top)? {
+            Ok(links) => return Ok(links),
+            Err(_) if attempt < ATTEMPTS => (),
+            Err(missing) => return Err(missing_layer(&missing)),
+        }
+    }
+}
+
+/// The ancestors, or the id of one that is missing.
+fn try_ancestors(layers_dir: &Path, top: &Link) -> Result<Result<Vec<Link>, LayerId>> {
     let mut links: Vec<Link> = Vec::new();
     let mut next = top.parent.clone();
     while let Some(id) = next {
@@ -106,17 +134,14 @@ pub(crate) fn ancestors(layers_dir: &Path, top: &Link) -> Result<Vec<Link>> {
                 ),
             ));
         }
-        let link = open_link(layers_dir, id)?;
-        if link.header.is_dirty() {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("the sealed layer {} was not closed cleanly", link.id),
-            ));
-        }
+        let Some(file) = open_file(layers_dir, &id)? else {
+            return Ok(Err(id));
+        };
+        let link = link_of(id, file)?;
         next = link.parent.clone();
         links.push(link);
     }
-    Ok(links)
+    Ok(Ok(links))
 }
 
 /// An imago storage object on the same open file.

@@ -5,6 +5,7 @@
 //! all. Here every step is on the disk before the next one relies on it.
 
 use crate::check::{self, Repair};
+use crate::crash_point;
 use crate::error::{IoContext, Result};
 use crate::layer::header::{Header, SIZE_OFFSET, file_len, write_dirty_bit};
 use std::fs::File;
@@ -36,6 +37,7 @@ fn grow_in_place(file: &File, header: &Header, size: u64, entries: u64) -> io::R
         header.l1_offset + header.l1_entries * 8,
     )?;
     file.sync_data()?;
+    crash_point("grow.table-extended");
     write_size_and_table(file, size, entries, header.l1_offset)
 }
 
@@ -50,6 +52,7 @@ fn move_l1_table(file: &File, header: &Header, size: u64, entries: u64) -> io::R
     file.write_all_at(&table, offset)?;
     // Also makes the mark and the table durable before the header points there.
     write_dirty_bit(file, true)?;
+    crash_point("grow.table-copied");
     write_size_and_table(file, size, entries, offset)
 }
 
@@ -62,5 +65,7 @@ fn write_size_and_table(file: &File, size: u64, entries: u64, l1_offset: u64) ->
     fields.extend_from_slice(&(entries as u32).to_be_bytes());
     fields.extend_from_slice(&l1_offset.to_be_bytes());
     file.write_all_at(&fields, SIZE_OFFSET)?;
-    file.sync_data()
+    file.sync_data()?;
+    crash_point("grow.header-written");
+    Ok(())
 }

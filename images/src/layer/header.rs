@@ -334,10 +334,15 @@ pub(crate) fn file_len(mut file: &File) -> Result<u64> {
 ///
 /// The file must be a version 3 layer of ours, opened for writing and locked by the caller.
 pub(crate) fn write_dirty_bit(file: &File, dirty: bool) -> std::io::Result<()> {
+    set_dirty_bit(file, dirty)?;
+    file.sync_data()
+}
+
+/// The same without a sync.
+pub(crate) fn set_dirty_bit(file: &File, dirty: bool) -> std::io::Result<()> {
     let mut byte = [0u8];
     file.read_exact_at(&mut byte, INCOMPATIBLE_LAST_BYTE)?;
     let bit = INCOMPATIBLE_DIRTY as u8;
     byte[0] = if dirty { byte[0] | bit } else { byte[0] & !bit };
-    file.write_all_at(&byte, INCOMPATIBLE_LAST_BYTE)?;
-    file.sync_data()
+    file.write_all_at(&byte, INCOMPATIBLE_LAST_BYTE)
 }

@@ -2,6 +2,7 @@
 
 use super::layout::{Record, TempFile};
 use super::{Store, VolumeInfo, VolumeSource};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, VolumeId};
 use crate::layer::chain::{self, MAX_CHAIN_LENGTH};
@@ -83,6 +84,7 @@ impl Store {
         temp.file
             .sync_all()
             .context(|| "syncing a new layer".into())?;
+        crash_point("layer.written");
         let layer = LayerId::random()?;
         self.layout.publish_layer(temp, false, &layer)?;
         Ok(layer)

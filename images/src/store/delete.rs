@@ -6,6 +6,7 @@
 use super::Store;
 use super::layout::{self, Record};
 use super::lock::{Locked, Mode};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain;
@@ -50,10 +51,12 @@ impl Store {
         self.sweep()
     }
 
-    fn remove_record(&self, dir: &Path, id: &str) -> Result<()> {
+    pub(super) fn remove_record(&self, dir: &Path, id: &str) -> Result<()> {
         let path = dir.join(format!("{id}.json"));
         fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
-        layout::sync_dir(dir)
+        layout::sync_dir(dir).context(|| "removing a record".into())?;
+        crash_point("record.removed");
+        Ok(())
     }
 
     /// After a deletion, which has succeeded by now, or a failed creation: what cannot be removed
@@ -78,11 +81,12 @@ impl Store {
             if !reachable.contains(&id) {
                 fs::remove_file(self.layout.layer_path(&id))
                     .context(|| format!("removing layer {id}"))?;
+                crash_point("layer.removed");
                 removed += 1;
             }
         }
         if removed > 0 {
-            layout::sync_dir(layers)?;
+            layout::sync_dir(layers).context(|| "removing layers".into())?;
         }
         Ok(removed)
     }

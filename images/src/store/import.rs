@@ -2,6 +2,7 @@
 
 use super::layout::{Record, TempFile};
 use super::{SnapshotInfo, Store, VolumeInfo};
+use crate::crash_point;
 use crate::error::Result;
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::import::{self, ImportOptions, ImportSource};
@@ -48,6 +49,7 @@ impl Store {
         let layer = TempFile::new(&self.layout)?;
         let spool = || TempFile::new(&self.layout);
         import::import_into(&layer.file, source, options, spool)?;
+        crash_point("import.copied");
         Ok(layer)
     }
 }

@@ -11,6 +11,7 @@
 //! A file gets its final name only when its contents are on the disk; the directory is synced
 //! after each change of a name.
 
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::LayerId;
 use crate::store::lock::{Locked, Mode};
@@ -111,8 +112,15 @@ impl Layout {
         if sealed {
             seal(&file.file)?;
         }
-        file.rename_to(&self.layers, &id.file_name())
+        file.rename_to(&self.layers, &id.file_name())?;
+        crash_point("layer.published");
+        Ok(())
     }
+}
+
+/// The file name of a record.
+pub(crate) fn record_name(id: impl AsRef<str>) -> String {
+    format!("{}.json", id.as_ref())
 }
 
 /// Makes a layer file read-only for good.
@@ -123,10 +131,12 @@ pub(crate) fn seal(file: &File) -> Result<()> {
 }
 
 /// Makes names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
-        .context(|| format!("syncing {}", dir.display()))
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("syncing {}: {error}", dir.display()))
+        })
 }
 
 /// An unfinished file in `tmp/`; removed when dropped, unless it was given its final name.
@@ -184,15 +194,16 @@ impl TempFile {
             errno => Error::io(format!("naming {}", to.display()), errno.into()),
         })?;
         self.named = true;
-        sync_dir(dir)
+        sync_dir(dir).context(|| "naming a file".into())
     }
 
-    /// The same, but takes the place of a file of that name.
-    fn replace(mut self, dir: &Path, name: &str) -> Result<()> {
+    /// The same, but takes the place of a file of that name, and does not make that durable:
+    /// [`sync_dir`] has to follow.
+    pub fn replace(&mut self, dir: &Path, name: &str) -> Result<()> {
         let to = dir.join(name);
         fs::rename(&self.path, &to).context(|| format!("replacing {}", to.display()))?;
         self.named = true;
-        sync_dir(dir)
+        Ok(())
     }
 }
 
@@ -261,15 +272,13 @@ impl Record {
     /// Writes a new record, durably; [`ErrorKind::AlreadyExists`] if there is one.
     pub fn create(&self, layout: &Layout, dir: &Path, id: &str) -> Result<()> {
         self.write_temp(layout)?
-            .rename_to(dir, &format!("{id}.json"))
+            .rename_to(dir, &format!("{id}.json"))?;
+        crash_point("record.created");
+        Ok(())
     }
 
-    /// Takes the place of a record, durably and at once.
-    pub fn replace(&self, layout: &Layout, dir: &Path, id: &str) -> Result<()> {
-        self.write_temp(layout)?.replace(dir, &format!("{id}.json"))
-    }
-
-    fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
+    /// Writes the record into a file that has no name yet, and syncs it.
+    pub fn write_temp(&self, layout: &Layout) -> Result<TempFile> {
         let temp = TempFile::new(layout)?;
         let mut text = serde_json::to_vec(self)
             .map_err(|error| Error::io("writing a record", io::Error::other(error)))?;
@@ -278,6 +287,7 @@ impl Record {
             .write_all(&text)
             .and_then(|()| temp.file.sync_all())
             .context(|| "writing a record".into())?;
+        crash_point("record.written");
         Ok(temp)
     }
 }

@@ -3,9 +3,10 @@
 //! - `layout`: paths, records, temporary files, and what makes a change durable
 //! - `lock`: file locks
 //! - `create`: new volumes: empty, from a snapshot, grown
-//! - `snapshot`: a name for the sealed state of a volume
+//! - `snapshot`: names for the sealed state of volumes, at rest or open
 //! - `import`: volumes and snapshots from foreign images
 //! - `open`: a volume as a [`Disk`](crate::Disk), and recovery after a crash
+//! - `read`: whole snapshots and volumes for readers other than a guest
 //! - `delete`: volumes, snapshots, and the layers that nothing reaches any more
 //!
 //! Changes are made in an order that leaves, after a crash at any point, either the state before
@@ -18,6 +19,7 @@ mod import;
 mod layout;
 mod lock;
 mod open;
+mod read;
 mod snapshot;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -28,8 +30,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use layout::TempFile;
+pub(crate) use layout::{TempFile, sync_dir};
 pub(crate) use lock::Locked;
+pub use snapshot::live::DiskSnapshots;
 
 /// One directory of volumes, snapshots and layers. Cheap to clone; safe to use from several
 /// threads and several processes at once.

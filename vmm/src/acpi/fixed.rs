@@ -4,6 +4,7 @@ use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::sdt::Sdt;
 
+use super::hotplug::HotPlugRegisters;
 use super::pm::PowerManagement;
 use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID, header};
 use crate::machine::layout;
@@ -42,6 +43,16 @@ pub(super) fn fadt(facs: u64, dsdt: u64) -> FADT {
     fadt.pm1a_cnt_blk = (port(PowerManagement::PM1_CONTROL) as u32).into();
     fadt.pm1_cnt_len = 2;
     fadt.x_pm1a_cnt_blk = register(16, AccessSize::WordAccess, PowerManagement::PM1_CONTROL);
+    let gpe0 = u64::from(layout::ACPI_HOTPLUG_PORT) + HotPlugRegisters::GPE0;
+    fadt.gpe0_blk = (gpe0 as u32).into();
+    fadt.gpe0_blk_len = HotPlugRegisters::GPE0_LENGTH;
+    fadt.x_gpe0_blk = GAS::new(
+        AddressSpace::SystemIo,
+        HotPlugRegisters::GPE0_LENGTH * 8,
+        0,
+        AccessSize::ByteAccess,
+        gpe0,
+    );
     fadt.reset_reg = register(8, AccessSize::ByteAccess, PowerManagement::RESET);
     fadt.reset_value = PowerManagement::RESET_VALUE;
     fadt.p_lvl2_lat = NO_C2.into();

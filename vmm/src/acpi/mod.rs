@@ -12,9 +12,12 @@
 //!   no AML to interpret when the button is pressed;
 //! - initialising it takes Linux about thirty port accesses, 1 ms even where each is emulated.
 //!
-//! There is no PM timer, no general-purpose event block, no SMI command port (the machine is
-//! always in ACPI mode), and no processor objects: Linux takes its CPUs from the MADT, and objects
-//! would only start the C-state and P-state drivers for states that aren't there.
+//! A general-purpose event block tells of disks that come and go ([`hotplug`]), for the same
+//! reasons: what happens while the guest boots waits until it listens.
+//!
+//! There is no PM timer, no SMI command port (the machine is always in ACPI mode), and no processor
+//! objects: Linux takes its CPUs from the MADT, and objects would only start the C-state and P-state
+//! drivers for states that aren't there.
 //!
 //! # Where the tables are
 //!
@@ -28,6 +31,7 @@
 
 mod dsdt;
 mod fixed;
+pub mod hotplug;
 pub mod pm;
 #[cfg(test)]
 mod tests;
@@ -52,7 +56,8 @@ const TABLES_END: u64 = layout::HIGH_MEMORY;
 pub struct AcpiConfig<'a> {
     /// Their local APIC ids are 0 to `vcpus - 1`.
     pub vcpus: u8,
-    /// In the order in which the guest shall find them.
+    /// One for each slot. The guest finds those that can be plugged first, then the others, both in
+    /// this order.
     pub devices: &'a [VirtioMmio],
     /// There is a pair of 8259 interrupt controllers (`KVM_CREATE_IRQCHIP`; the split one has
     /// none).
@@ -68,6 +73,9 @@ pub struct VirtioMmio {
     pub size: u64,
     /// Interrupt line: edge-triggered, active high.
     pub gsi: u32,
+    /// It may come and go while the guest runs: [`HotPlugRegisters`](hotplug::HotPlugRegisters)
+    /// has a byte for it, of its index.
+    pub pluggable: bool,
 }
 
 /// Why the tables could not be written.
@@ -84,6 +92,9 @@ pub enum AcpiError {
     /// More devices than the tables have names for.
     #[error("ACPI: {0} virtio-mmio devices are too many")]
     TooManyDevices(usize),
+    /// A pluggable device for which there is no register.
+    #[error("ACPI: slot {0} can't be plugged")]
+    Slot(usize),
     /// The tables don't fit below 1 MiB.
     #[error("ACPI: tables of {0} bytes don't fit below 1 MiB")]
     TooLarge(usize),

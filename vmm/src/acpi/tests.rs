@@ -9,11 +9,13 @@ const DEVICES: [VirtioMmio; 2] = [
         base: 0xd000_0000,
         size: 0x1000,
         gsi: 5,
+        pluggable: false,
     },
     VirtioMmio {
         base: 0xd000_1000,
         size: 0x1000,
         gsi: 16,
+        pluggable: true,
     },
 ];
 
@@ -141,6 +143,7 @@ fn the_dsdt_names_each_device_with_its_place() {
     let has = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
     assert!(has(b"V000") && has(b"V001") && !has(b"V002"));
     assert!(has(b"LNRO0005\0"));
+    assert!(has(b"ACPI0004\0"), "what can be plugged is in a container");
     for device in &DEVICES {
         assert!(has(&(device.base as u32).to_le_bytes()));
         let mut interrupt = vec![0x89, 6, 0, 0b011, 1];
@@ -150,12 +153,35 @@ fn the_dsdt_names_each_device_with_its_place() {
 }
 
 #[test]
+fn what_can_be_plugged_asks_its_register_and_what_can_not_is_always_there() {
+    let (memory, rsdp) = written(1, &DEVICES);
+    let tables = listed(&memory, rsdp);
+    let dsdt = table(&memory, u64_at(&tables[0], 140));
+    let count = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
+    // Method (_STA) { Return (S01_) }: opcode, length, name, flags, return, name.
+    assert_eq!(count(b"\x14\x0b_STA\x00\xa4S01_"), 1);
+    assert_eq!(count(b"_STA"), 1);
+    // OperationRegion (STAR, SystemIO, 0x610, 16), with slot 1 behind eight reserved bits.
+    assert_eq!(count(b"STAR\x01\x0b\x10\x06\x0a\x10"), 1);
+    assert_eq!(count(b"STAR\x01\x00\x08S01_\x08"), 1);
+    // Scope (_GPE) { Method (_E00) { Notify (\_SB.DISK, 0) } }
+    assert_eq!(count(b"_E00\x00\x86\x5c\x2e_SB_DISK\x00"), 1);
+    assert_eq!((u32_at(&tables[0], 80), tables[0][92]), (0x608, 2));
+    assert_eq!(u64_at(&tables[0], 220 + 4), 0x608);
+
+    let (memory, rsdp) = written(1, &DEVICES[..1]);
+    let dsdt = table(&memory, u64_at(&listed(&memory, rsdp)[0], 140));
+    assert!(!dsdt.windows(4).any(|w| w == b"_GPE" || w == b"DISK"));
+}
+
+#[test]
 fn the_largest_machine_fits_below_one_mebibyte() {
     let devices: Vec<_> = (0..256)
         .map(|n| VirtioMmio {
             base: 0xd000_0000 + n * 0x1000,
             size: 0x1000,
             gsi: 23,
+            pluggable: n < 16,
         })
         .collect();
     written(255, &devices);
@@ -180,9 +206,18 @@ fn devices_that_cannot_be_described_are_refused() {
         (0xffff_f000, 0x1001),
         (0, 0),
     ] {
-        let device = VirtioMmio { base, size, gsi: 5 };
+        let device = VirtioMmio {
+            base,
+            size,
+            gsi: 5,
+            pluggable: false,
+        };
         assert!(matches!(refused(&[device]), AcpiError::Device { .. }));
     }
+    assert!(matches!(
+        refused(&[DEVICES[1]; 17]),
+        AcpiError::Slot(16)
+    ));
     assert!(matches!(
         refused(&[DEVICES[0]; 257]),
         AcpiError::TooManyDevices(257)

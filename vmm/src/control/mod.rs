@@ -6,9 +6,13 @@
 //! after [`Request::AttachConsole`] both sides send raw bytes of the serial console until one
 //! closes. The first request must be [`Request::Hello`].
 
+pub mod disks;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::DiskConfig;
+use crate::devices::virtio::block::throttle::limits::DiskLimits;
 
 /// What a VMM may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +30,50 @@ pub enum Request {
     PowerButton,
     /// Ends the guest now: vCPUs stop, disks are flushed, the process exits.
     Kill,
+    /// Takes snapshots of disks, all at one point in time; all or, after an error, none.
+    /// [`Reply::Snapshots`]. Takes as long as it takes to make what was written durable.
+    SnapshotDisks {
+        /// Which, and what the snapshots are called. All disks must be of one store.
+        disks: Vec<DiskSnapshot>,
+    },
+    /// Makes a disk larger while the guest runs, and tells the guest; [`Reply::Done`].
+    ResizeDisk {
+        /// [`DiskConfig::serial`].
+        serial: String,
+        /// The new size, in bytes; not smaller than before.
+        size_bytes: u64,
+    },
+    /// Plugs a disk in; [`Reply::Done`] when it is there and the guest has been told.
+    AttachDisk {
+        /// No disk may have its serial.
+        disk: DiskConfig,
+    },
+    /// Asks the guest to let go of a disk; [`Reply::Done`] when it has and the volume is closed.
+    /// A disk that is on its way out already is waited for.
+    DetachDisk {
+        /// [`DiskConfig::serial`].
+        serial: String,
+        /// Close the volume at once, whatever the guest does: its requests fail from then on.
+        force: bool,
+        /// How long the guest may take, in milliseconds; after that the disk stays.
+        patience_ms: u64,
+    },
+    /// Which disks there are; [`Reply::Disks`].
+    ListDisks,
     /// Sends events on this connection from now on.
     Subscribe,
+    /// Holds a disk to other limits from now on; legal while the guest runs.
+    SetThrottle {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+        /// All of them: those that aren't there hold no longer.
+        limits: DiskLimits,
+    },
+    /// How a disk is; always legal.
+    DiskStatus {
+        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        serial: String,
+    },
     /// Turns this connection into the serial console.
     AttachConsole {
         /// First send what is still kept of the output so far.
@@ -50,6 +96,20 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(VmStatus),
+    /// To [`Request::SnapshotDisks`].
+    Snapshots {
+        /// How long the guest's requests had to wait, in nanoseconds.
+        pause_ns: u64,
+        /// In the order of the request.
+        snapshots: Vec<SnapshotTaken>,
+    },
+    /// To [`Request::DiskStatus`].
+    DiskStatus(DiskCredits),
+    /// To [`Request::ListDisks`].
+    Disks {
+        /// In the order of their places.
+        disks: Vec<DiskStatus>,
+    },
     /// Done; to everything else that worked.
     Done,
     /// The request was not understood or is not legal now.
@@ -61,6 +121,26 @@ pub enum Reply {
     Event(Event),
 }
 
+/// A disk and the snapshot to take of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSnapshot {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// The snapshot's id in the store.
+    pub snapshot: String,
+    /// Size of the virtual disk, in bytes.
+    pub size_bytes: u64,
+    /// What its own layer takes on the host's disk, in bytes.
+    pub allocated_bytes: u64,
+}
+
 /// How a guest is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
@@ -68,6 +148,40 @@ pub struct VmStatus {
     pub phase: Phase,
     /// Nanoseconds from the start of the VMM process to the guest's first instruction.
     pub start_to_guest_ns: u64,
+}
+
+/// The burst credits of a disk at an instant; `None` of what it has no burst of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCredits {
+    /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+    pub serial: String,
+    /// Operations.
+    pub operations: Option<u64>,
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// The instant: milliseconds since 1970.
+    pub unix_ms: i64,
+}
+
+/// A disk of a running guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// [`DiskConfig::serial`].
+    pub serial: String,
+    /// Whether it stays.
+    pub phase: DiskPhase,
+    /// A driver of the guest has found it.
+    pub driver: bool,
+}
+
+/// Whether a disk stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPhase {
+    /// It stays.
+    Attached,
+    /// The guest was asked to let go of it, or has, and its volume is being closed.
+    Detaching,
 }
 
 /// Where a guest is in its life.
@@ -88,7 +202,7 @@ pub enum Event {
     Exited(ExitReport),
     /// A disk refused a request of the guest, or the guest misused its queue.
     DiskError {
-        /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
+        /// [`DiskConfig::serial`].
         serial: String,
         /// For people.
         message: String,
@@ -110,6 +224,9 @@ pub struct ExitReport {
     pub reason: ExitReason,
     /// For people.
     pub message: String,
+    /// What the disks have left of their burst credits.
+    #[serde(default)]
+    pub credits: Vec<DiskCredits>,
 }
 
 /// The kinds of end. The process's exit code is 0 for the first three, 1 for the others.

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::disks::{self, DiskError};
 use super::{Event, ExitReason, Phase, Reply, Request, VmStatus};
 use crate::acpi::pm::PowerManagement;
 use crate::config::{PROTOCOL_VERSION, run_files};
 use crate::console::Console;
 use crate::devices::serial::SerialPort;
 use crate::exit::ExitSwitch;
+use crate::machine::disks::Disks;
+use crate::machine::hotplug::HotPlug;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -33,6 +36,10 @@ pub struct Controlled {
     pub serial: Arc<Mutex<SerialPort>>,
     /// The power button.
     pub power: Arc<Mutex<PowerManagement>>,
+    /// The disks.
+    pub disks: Disks,
+    /// Plugs and unplugs disks.
+    pub hotplug: HotPlug,
     /// Those who want events.
     pub subscribers: Subscribers,
     /// For [`VmStatus`].
@@ -144,6 +151,13 @@ impl Client {
         send(&self.writer, &Reply::Error { message })
     }
 
+    fn reply(&self, outcome: Result<Reply, DiskError>) -> io::Result<()> {
+        match outcome {
+            Ok(reply) => send(&self.writer, &reply),
+            Err(error) => self.refuse(error.to_string()),
+        }
+    }
+
     fn serve(mut self, controlled: &Controlled) -> io::Result<()> {
         match self.next()? {
             Next::Request(Request::Hello {
@@ -198,6 +212,30 @@ impl Client {
                 exit.power_button_pressed();
                 lock(&controlled.power).press_power_button();
             }
+            Request::SnapshotDisks { disks } => {
+                return self.reply(disks::snapshot(&controlled.disks, disks));
+            }
+            Request::ResizeDisk { serial, size_bytes } => {
+                return self.reply(disks::resize(&controlled.disks, serial, *size_bytes));
+            }
+            Request::SetThrottle { serial, limits } => {
+                return self.reply(disks::set_throttle(&controlled.disks, serial, limits));
+            }
+            Request::DiskStatus { serial } => {
+                return self.reply(disks::status(&controlled.disks, serial));
+            }
+            Request::AttachDisk { disk } => {
+                return self.reply(disks::attach(&controlled.hotplug, disk));
+            }
+            Request::DetachDisk {
+                serial,
+                force,
+                patience_ms,
+            } => {
+                let hotplug = &controlled.hotplug;
+                return self.reply(disks::detach(hotplug, serial, *force, *patience_ms));
+            }
+            Request::ListDisks => return self.reply(disks::list(&controlled.hotplug)),
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),
             Request::Subscribe => controlled.subscribers.add(&self.writer),
             Request::Hello { .. } | Request::AttachConsole { .. } => {

@@ -1,15 +1,17 @@
 //! Which devices the machine has, and where they are.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_images::{Access, Store, VolumeId};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::VmFd;
 
+use super::disks::{Disks, MachineDisk};
 use super::power::PowerPorts;
+use super::slots::Slot;
 use super::{StartError, io_error, kvm_error, layout};
-use crate::acpi::VirtioMmio;
+use crate::acpi::hotplug::HotPlugRegisters;
 use crate::acpi::pm::PowerManagement;
-use crate::bus::{Bus, BusDevice};
+use crate::bus::Bus;
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::console::Console;
 use crate::devices::i8042::ResetPort;
@@ -18,44 +20,11 @@ use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::errors::OnError;
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::net::tap::Tap;
 use crate::devices::virtio::rng::Rng;
 use crate::exit::ExitSwitch;
 use crate::memory::GuestMemory;
-
-/// A virtio-mmio device and its place.
-pub struct VirtioSlot {
-    /// Guest-physical start of its registers.
-    pub base: u64,
-    /// Interrupt line.
-    pub gsi: u32,
-    transport: Arc<Mutex<MmioTransport>>,
-}
-
-impl VirtioSlot {
-    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.transport
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Finishes what is in flight and closes what is behind the device.
-    pub fn stop(&self) {
-        self.lock().stop();
-    }
-}
-
-impl BusDevice for MmioTransport {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        MmioTransport::read(self, offset, data);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        MmioTransport::write(self, offset, data);
-    }
-}
 
 /// Disks first, in their order, so that the guest names them `vda`, `vdb`, ...; then network
 /// interfaces, in theirs; then the source of random numbers.
@@ -63,35 +32,46 @@ pub(super) fn build_virtio(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
+    registry: &Disks,
+    registers: &Arc<Mutex<HotPlugRegisters>>,
     on_disk_error: &OnError,
     on_net_error: &OnError,
-) -> Result<Vec<VirtioSlot>, StartError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+) -> Result<Vec<Slot>, StartError> {
+    let mut devices: Vec<(Box<dyn VirtioDevice>, Option<String>)> = Vec::new();
     for disk in &config.disks {
-        devices.push(Box::new(open_disk(disk, config.vcpus, on_disk_error)?));
+        let block = open_disk(disk, config.vcpus, registry, on_disk_error)?;
+        devices.push((Box::new(block), Some(disk.serial.clone())));
     }
     for net in &config.nets {
-        devices.push(Box::new(open_net(net, on_net_error)?));
+        devices.push((Box::new(open_net(net, on_net_error)?), None));
     }
-    devices.push(Box::new(Rng::new()));
-    devices
-        .into_iter()
-        .zip(layout::VIRTIO_GSIS)
-        .enumerate()
-        .map(|(index, (device, gsi))| place(vm, memory, index as u64, gsi, device))
-        .collect()
+    devices.push((Box::new(Rng::new()), None));
+    let slots = Slot::all();
+    let mut registers = registers.lock().unwrap_or_else(PoisonError::into_inner);
+    for ((device, serial), slot) in devices.into_iter().zip(&slots) {
+        registers.set_present(slot.index, serial.is_some());
+        slot.fill(vm, memory, device, serial)?;
+    }
+    Ok(slots)
 }
 
-fn open_disk(disk: &DiskConfig, vcpus: u8, on_error: &OnError) -> Result<Block, StartError> {
+/// Opens the volume, and enters the disk into the machine's.
+pub(super) fn open_disk(
+    disk: &DiskConfig,
+    vcpus: u8,
+    registry: &Disks,
+    on_error: &OnError,
+) -> Result<Block, StartError> {
     let open = || {
         let access = match disk.read_only {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
         let volume = VolumeId::new(disk.volume.as_str())?;
-        Store::open(&disk.store)?.open_volume(&volume, access)
+        let opened = Store::open(&disk.store)?.open_volume(&volume, access)?;
+        Ok((volume, Arc::new(opened)))
     };
-    let volume = open().map_err(|source| StartError::Disk {
+    let (volume, opened) = open().map_err(|source| StartError::Disk {
         serial: disk.serial.clone(),
         source,
     })?;
@@ -99,13 +79,23 @@ fn open_disk(disk: &DiskConfig, vcpus: u8, on_error: &OnError) -> Result<Block, 
         0 => vcpus.min(4).into(),
         queues => queues,
     };
-    Ok(Block::new(
-        volume,
+    let block = Block::new(
+        Arc::clone(&opened),
         &disk.serial,
         disk.read_only,
         queues,
         Arc::clone(on_error),
-    ))
+    );
+    let throttle = registry.throttle(&disk.limits);
+    registry.insert(MachineDisk {
+        serial: disk.serial.clone(),
+        store: disk.store.clone(),
+        volume,
+        disk: opened,
+        device: block.control(),
+        throttle: Arc::clone(&throttle),
+    });
+    Ok(block.with_throttle(throttle))
 }
 
 fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {
@@ -117,46 +107,12 @@ fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {
     Ok(Net::new(tap, &net.tap, mac, net.mtu, Arc::clone(on_error)))
 }
 
-/// Connects a device's doorbells and interrupt to KVM.
-fn place(
-    vm: &VmFd,
-    memory: &Arc<GuestMemory>,
-    index: u64,
-    gsi: u32,
-    device: Box<dyn VirtioDevice>,
-) -> Result<VirtioSlot, StartError> {
-    let base = layout::VIRTIO_MMIO + index * layout::VIRTIO_MMIO_STRIDE;
-    let transport = MmioTransport::new(Arc::clone(memory), device).map_err(io_error("virtio"))?;
-    let doorbell = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-    for (queue, event) in transport.queue_eventfds() {
-        vm.register_ioevent(event, &doorbell, queue)
-            .map_err(kvm_error("KVM_IOEVENTFD"))?;
-    }
-    vm.register_irqfd(transport.irq_eventfd(), gsi)
-        .map_err(kvm_error("KVM_IRQFD"))?;
-    Ok(VirtioSlot {
-        base,
-        gsi,
-        transport: Arc::new(Mutex::new(transport)),
-    })
-}
-
-/// The devices, as the ACPI tables describe them.
-pub(super) fn acpi_devices(virtio: &[VirtioSlot]) -> Vec<VirtioMmio> {
-    let describe = |slot: &VirtioSlot| VirtioMmio {
-        base: slot.base,
-        size: layout::VIRTIO_MMIO_STRIDE,
-        gsi: slot.gsi,
-    };
-    virtio.iter().map(describe).collect()
-}
-
-/// Every interrupt line in use, as the MP table describes them.
-pub(super) fn interrupt_lines(virtio: &[VirtioSlot]) -> Vec<u32> {
+/// Every interrupt line, as the MP table describes them.
+pub(super) fn interrupt_lines(slots: &[Slot]) -> Vec<u32> {
     let fixed = [layout::SERIAL_GSI, layout::ACPI_SCI_GSI];
     fixed
         .into_iter()
-        .chain(virtio.iter().map(|slot| slot.gsi))
+        .chain(slots.iter().map(|slot| slot.gsi))
         .collect()
 }
 
@@ -177,9 +133,19 @@ pub(super) fn build_power(vm: &VmFd) -> Result<Arc<Mutex<PowerManagement>>, Star
     Ok(Arc::new(Mutex::new(power)))
 }
 
+/// All disks of the start are there; others may come.
+pub(super) fn build_hotplug_registers(
+    power: &Mutex<PowerManagement>,
+) -> Result<Arc<Mutex<HotPlugRegisters>>, StartError> {
+    let power = power.lock().unwrap_or_else(PoisonError::into_inner);
+    let registers = HotPlugRegisters::new(power.sci_eventfd()).map_err(io_error("hot plug"))?;
+    Ok(Arc::new(Mutex::new(registers)))
+}
+
 pub(super) fn port_bus(
     serial: &Arc<Mutex<SerialPort>>,
     power: &Arc<Mutex<PowerManagement>>,
+    hotplug: &Arc<Mutex<HotPlugRegisters>>,
     exit: &Arc<ExitSwitch>,
 ) -> Bus {
     let mut bus = Bus::default();
@@ -198,17 +164,21 @@ pub(super) fn port_bus(
         ports(layout::ACPI_PM_PORT, PowerManagement::PORT_COUNT),
         Arc::new(Mutex::new(power)),
     );
+    bus.insert(
+        ports(layout::ACPI_HOTPLUG_PORT, HotPlugRegisters::PORT_COUNT),
+        Arc::clone(hotplug) as _,
+    );
     bus
 }
 
-pub(super) fn mmio_bus(virtio: &[VirtioSlot], vm: &Arc<VmFd>) -> Bus {
+pub(super) fn mmio_bus(slots: &[Slot], vm: &Arc<VmFd>) -> Bus {
     let mut bus = Bus::default();
     let ioapic = IoApic::new(ioapic::kvm_sink(Arc::clone(vm)));
     let range = layout::IOAPIC..layout::IOAPIC + layout::IOAPIC_SIZE;
     bus.insert(range, Arc::new(Mutex::new(ioapic)));
-    for slot in virtio {
+    for slot in slots {
         let range = slot.base..slot.base + layout::VIRTIO_MMIO_STRIDE;
-        bus.insert(range, Arc::clone(&slot.transport) as _);
+        bus.insert(range, slot.window());
     }
     bus
 }

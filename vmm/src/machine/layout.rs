@@ -61,6 +61,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_GSI: u32 = 4;
 /// First port of the ACPI power-management block.
 pub const ACPI_PM_PORT: u16 = 0x600;
+/// First port of the ACPI registers for disks that come and go.
+pub const ACPI_HOTPLUG_PORT: u16 = 0x608;
 /// Interrupt line of ACPI events (SCI).
 pub const ACPI_SCI_GSI: u32 = 9;
 /// Command port of the keyboard controller; only its reset command is there.

@@ -9,9 +9,13 @@
 
 mod arguments;
 mod devices;
+pub mod disks;
+pub mod hotplug;
 pub mod layout;
 mod power;
+mod slots;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
@@ -32,7 +36,8 @@ use crate::mptable::{self, MpTableError};
 use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
-pub use devices::VirtioSlot;
+use disks::Disks;
+use hotplug::{HotPlug, Inner};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +123,8 @@ pub struct Machine {
     vm: Arc<VmFd>,
     vcpus: Vec<VcpuFd>,
     context: RunContext,
-    virtio: Vec<VirtioSlot>,
+    hotplug: HotPlug,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
 }
@@ -134,21 +140,36 @@ impl Machine {
         memory::register(&vm, &memory)?;
         create_interrupt_controllers(&vm)?;
 
-        let virtio = devices::build_virtio(
+        let disks = Disks::new(&config.disk_limits);
+        let power = devices::build_power(&vm)?;
+        let registers = devices::build_hotplug_registers(&power)?;
+        let slots = devices::build_virtio(
             config,
             &memory,
             &vm,
+            &disks,
+            &registers,
             &outside.on_disk_error,
             &outside.on_net_error,
         )?;
         let serial = devices::build_serial(&vm, &outside.console)?;
-        let power = devices::build_power(&vm)?;
-        let entry = load_guest(config, platform, &memory, &virtio)?;
+        let hotplug = HotPlug::new(Inner {
+            vm: Arc::clone(&vm),
+            memory: Arc::clone(&memory),
+            vcpus: config.vcpus,
+            slots,
+            registers: Arc::clone(&registers),
+            disks: disks.clone(),
+            on_disk_error: outside.on_disk_error,
+            wiring: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        let entry = load_guest(config, platform, &memory, &hotplug)?;
         let vcpus = create_vcpus(&kvm, &vm, config.vcpus, platform, &memory, &entry)?;
 
         let context = RunContext {
-            ports: devices::port_bus(&serial, &power, &outside.exit),
-            mmio: devices::mmio_bus(&virtio, &vm),
+            ports: devices::port_bus(&serial, &power, &registers, &outside.exit),
+            mmio: devices::mmio_bus(hotplug.slots(), &vm),
             memory,
             platform,
             exit: outside.exit,
@@ -157,7 +178,8 @@ impl Machine {
             vm,
             vcpus,
             context,
-            virtio,
+            hotplug,
+            disks,
             serial,
             power,
         })
@@ -172,7 +194,8 @@ impl Machine {
         }
         Ok(RunningMachine {
             threads,
-            virtio: self.virtio,
+            hotplug: self.hotplug,
+            disks: self.disks,
             serial: self.serial,
             power: self.power,
             _vm: self.vm,
@@ -183,7 +206,8 @@ impl Machine {
 /// A micro-VM that runs.
 pub struct RunningMachine {
     threads: Vec<VcpuThread>,
-    virtio: Vec<VirtioSlot>,
+    hotplug: HotPlug,
+    disks: Disks,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
     _vm: Arc<VmFd>,
@@ -193,6 +217,16 @@ impl RunningMachine {
     /// The serial line, to type on.
     pub fn serial(&self) -> Arc<Mutex<SerialPort>> {
         Arc::clone(&self.serial)
+    }
+
+    /// The disks, by serial.
+    pub fn disks(&self) -> Disks {
+        self.disks.clone()
+    }
+
+    /// What plugs and unplugs disks.
+    pub fn hotplug(&self) -> HotPlug {
+        self.hotplug.clone()
     }
 
     /// The power button.
@@ -206,9 +240,7 @@ impl RunningMachine {
         for thread in self.threads {
             thread.stop();
         }
-        for slot in &self.virtio {
-            slot.stop();
-        }
+        self.hotplug.stop();
     }
 }
 
@@ -233,16 +265,16 @@ fn load_guest(
     config: &VmConfig,
     platform: Platform,
     memory: &GuestMemory,
-    virtio: &[VirtioSlot],
+    hotplug: &HotPlug,
 ) -> Result<Entry, StartError> {
     let tables = AcpiConfig {
         vcpus: config.vcpus,
-        devices: &devices::acpi_devices(virtio),
+        devices: &hotplug.acpi_devices(),
         has_pic: false,
     };
     let rsdp = acpi::write_tables(memory, &tables)?;
-    mptable::write(memory, config.vcpus, &devices::interrupt_lines(virtio))?;
-    let arguments = arguments::complete(&config.boot.kernel_args, platform, virtio);
+    mptable::write(memory, config.vcpus, &devices::interrupt_lines(hotplug.slots()))?;
+    let arguments = arguments::complete(&config.boot.kernel_args, platform, hotplug.slots());
     let entry = boot::load(
         memory,
         config.memory_bytes,

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+mod disks;
 mod guests;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -42,6 +43,7 @@ impl TestMachine {
                 protocol: BootProtocol::Auto,
             },
             disks: Vec::new(),
+            disk_limits: Default::default(),
             nets: Vec::new(),
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,
@@ -335,6 +337,7 @@ fn what_can_not_be_started_is_told_and_leaves_an_exit_report() {
                     volume: "vol-none".into(),
                     read_only: false,
                     queues: 1,
+                    limits: Default::default(),
                 }];
             },
             "disk vol-none",

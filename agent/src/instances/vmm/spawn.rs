@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_images::crash_point;
 use hearth_vmm::{
     config::{VmConfig, run_files},
     control::{ExitReason, ExitReport, Request},
@@ -214,6 +215,7 @@ fn spawn(program: &Path, config: &VmConfig) -> Result<Process, StartError> {
         path: program.to_owned(),
         source,
     })?;
+    crash_point("launch.vmm-spawned");
     // A child of ours that nobody has waited for yet: the number is its own.
     let pid = child.id();
     let pidfd = i32::try_from(pid)

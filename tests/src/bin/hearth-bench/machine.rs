@@ -52,6 +52,7 @@ impl Machine {
             volume: volume.to_owned(),
             read_only: false,
             queues: 0,
+            limits: DiskLimits::default(),
         });
         let config = VmConfig {
             version: PROTOCOL_VERSION,
@@ -65,6 +66,7 @@ impl Machine {
                 protocol: BootProtocol::Auto,
             },
             disks: disk.into_iter().collect(),
+            disk_limits: MachineLimits::default(),
             nets: Vec::new(),
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,

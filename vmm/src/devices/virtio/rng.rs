@@ -6,7 +6,7 @@ use tracing::warn;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::queue::{Chain, QueueError};
-use super::worker::{ChainHandler, Worker, end_all};
+use super::worker::{ChainHandler, Pause, Served, Worker, end_all};
 use super::{ActivateError, Activation, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -72,7 +72,7 @@ impl VirtioDevice for Rng {
 struct Source;
 
 impl ChainHandler for Source {
-    fn serve(&mut self, chain: Chain<'_>) -> Result<u32, QueueError> {
+    fn serve(&mut self, chain: Chain<'_>, _pause: &mut Pause<'_>) -> Result<Served, QueueError> {
         let mut rest = chain.writable;
         let mut written = 0;
         let mut block = [0; 4096];
@@ -83,7 +83,8 @@ impl ChainHandler for Source {
             written += rest.copy_from(bytes);
             rest = tail;
         }
-        Ok(u32::try_from(written).expect("at most MAX_REQUEST_BYTES"))
+        let written = u32::try_from(written).expect("at most MAX_REQUEST_BYTES");
+        Ok(Served::Completed(written))
     }
 
     fn failed(&mut self, error: &QueueError) {

@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
 use tracing::error;
 use virtio_queue::QueueT;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -22,12 +25,75 @@ const MAX_INTERRUPT_DELAY: Duration = Duration::from_micros(500);
 
 /// What a device does with the chains of a queue, on the worker's thread.
 pub trait ChainHandler: Send + 'static {
-    /// Serves one chain to its end. Returns how many bytes it wrote at the start of the chain's
-    /// writable part. An error is the driver's fault and ends the queue.
-    fn serve(&mut self, chain: Chain<'_>) -> Result<u32, QueueError>;
+    /// Serves one chain to its end; may sleep by `pause` before. An error is the driver's fault
+    /// and ends the queue.
+    fn serve(&mut self, chain: Chain<'_>, pause: &mut Pause<'_>) -> Result<Served, QueueError>;
 
     /// The queue has been given up: nothing is served any more before a reset.
     fn failed(&mut self, error: &QueueError);
+}
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It goes back to the driver: so many bytes were written at the start of its writable part.
+    Completed(u32),
+    /// The worker was told to end while the chain waited: nothing was done with it, and the
+    /// driver doesn't get it back.
+    Ended,
+}
+
+/// How a handler sleeps.
+pub struct Pause<'a> {
+    queue: &'a mut ActiveQueue,
+    memory: &'a GuestMemory,
+    interrupt: &'a Interrupt,
+    control: &'a Control,
+    waiting_since: &'a mut Option<Instant>,
+}
+
+/// What ended a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The time is over, or a signal came.
+    ByTime,
+    /// The other descriptor is readable.
+    ByOther,
+    /// The worker shall end.
+    ToEnd,
+}
+
+impl Pause<'_> {
+    /// Sleeps for `time`, until `other` is readable, or until the worker shall end. The driver
+    /// is first told of the chains that it got back before.
+    pub fn sleep(&mut self, time: Duration, other: &EventFd) -> Result<Woken, QueueError> {
+        if self.waiting_since.take().is_some() {
+            interrupt_if_wanted(self.queue, self.memory, self.interrupt)?;
+        }
+        // SAFETY: both are open for as long as the borrows of their owners, which outlive this call.
+        let (wake, other) = unsafe {
+            (
+                BorrowedFd::borrow_raw(self.control.wake.as_raw_fd()),
+                BorrowedFd::borrow_raw(other.as_raw_fd()),
+            )
+        };
+        let mut fds = [
+            PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ];
+        let time = Timespec::try_from(time).map_err(io::Error::other)?;
+        match poll(&mut fds, Some(&time)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+        Ok(if self.control.ended.load(Ordering::SeqCst) {
+            Woken::ToEnd
+        } else if fds[1].revents().contains(PollFlags::IN) {
+            Woken::ByOther
+        } else {
+            Woken::ByTime
+        })
+    }
 }
 
 /// Handle of a running worker. Dropping it ends the worker, too.
@@ -185,7 +251,16 @@ impl<H: ChainHandler> Service<H> {
                 break;
             };
             let head = chain.head;
-            let written = self.handler.serve(chain)?;
+            let mut pause = Pause {
+                queue: &mut self.queue,
+                memory: &self.memory,
+                interrupt: &self.interrupt,
+                control,
+                waiting_since,
+            };
+            let Served::Completed(written) = self.handler.serve(chain, &mut pause)? else {
+                break;
+            };
             self.queue.complete(&self.memory, head, written)?;
             let since = *waiting_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= MAX_INTERRUPT_DELAY {
@@ -197,11 +272,19 @@ impl<H: ChainHandler> Service<H> {
     }
 
     fn interrupt_if_wanted(&mut self) -> Result<(), QueueError> {
-        if self.queue.wants_interrupt(&self.memory)? {
-            self.interrupt.signal_queue();
-        }
-        Ok(())
+        interrupt_if_wanted(&mut self.queue, &self.memory, &self.interrupt)
     }
+}
+
+fn interrupt_if_wanted(
+    queue: &mut ActiveQueue,
+    memory: &GuestMemory,
+    interrupt: &Interrupt,
+) -> Result<(), QueueError> {
+    if queue.wants_interrupt(memory)? {
+        interrupt.signal_queue();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

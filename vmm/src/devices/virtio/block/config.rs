@@ -34,8 +34,6 @@ const CONFIG_BYTES: usize = 60;
 /// What the driver may know of the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Size of the disk. What is past the last whole sector isn't shown.
-    pub size_bytes: u64,
     /// The guest may not write.
     pub read_only: bool,
     /// Number of queues.
@@ -43,11 +41,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Whole sectors of the disk.
-    pub fn sectors(&self) -> u64 {
-        self.size_bytes / SECTOR_BYTES
-    }
-
     /// Feature bits of the device type.
     pub fn features(&self) -> u64 {
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
@@ -65,12 +58,12 @@ impl Config {
             }
     }
 
-    /// `struct virtio_blk_config`, little endian. Fields of features that aren't offered are
-    /// zeroes.
-    pub fn to_bytes(&self) -> [u8; CONFIG_BYTES] {
+    /// `struct virtio_blk_config` of a disk of so many sectors, little endian. Fields of features
+    /// that aren't offered are zeroes.
+    pub fn to_bytes(&self, sectors: u64) -> [u8; CONFIG_BYTES] {
         let mut bytes = [0; CONFIG_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &self.sectors().to_le_bytes()); // capacity
+        put(0, &sectors.to_le_bytes()); // capacity
         put(12, &SEGMENTS_MAX.to_le_bytes()); // seg_max
         put(20, &(SECTOR_BYTES as u32).to_le_bytes()); // blk_size
         put(24, &[PHYSICAL_BLOCK_EXP]); // topology.physical_block_exp
@@ -93,27 +86,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capacity_is_in_whole_sectors() {
-        let config = Config {
-            size_bytes: 3 * 512 + 511,
-            read_only: false,
-            queues: 1,
-        };
-        assert_eq!(config.sectors(), 3);
-        assert_eq!(config.to_bytes()[..8], 3u64.to_le_bytes());
-    }
-
-    #[test]
     fn a_read_only_disk_offers_nothing_that_writes() {
         let config = Config {
-            size_bytes: 1 << 20,
             read_only: true,
             queues: 2,
         };
         let has = |bit: u32| config.features() & (1 << bit) != 0;
         assert!(has(VIRTIO_BLK_F_RO) && has(VIRTIO_BLK_F_MQ) && has(VIRTIO_BLK_F_FLUSH));
         assert!(!has(VIRTIO_BLK_F_DISCARD) && !has(VIRTIO_BLK_F_WRITE_ZEROES));
-        assert_eq!(config.to_bytes()[36..], [0; 24]);
+        assert_eq!(config.to_bytes(2048)[36..], [0; 24]);
     }
 
     #[test]
@@ -121,11 +102,11 @@ mod tests {
         use std::mem::offset_of;
         use virtio_bindings::virtio_blk::virtio_blk_config;
         let bytes = Config {
-            size_bytes: 1 << 30,
             read_only: false,
             queues: 4,
         }
-        .to_bytes();
+        .to_bytes(1 << 21);
+        assert_eq!(bytes[..8], (1u64 << 21).to_le_bytes());
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!(u32_at(offset_of!(virtio_blk_config, seg_max)), SEGMENTS_MAX);
         assert_eq!(u32_at(offset_of!(virtio_blk_config, blk_size)), 512);

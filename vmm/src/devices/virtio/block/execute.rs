@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::config::{MAX_ZERO_SECTORS, SECTOR_BYTES};
+use super::control::BlockControl;
 use super::request::{FailureStatus, ID_BYTES, InvalidRequest, Operation, ZeroSegment};
 use super::storage::Storage;
 use crate::devices::virtio::buffers::Buffers;
@@ -14,7 +15,7 @@ pub struct Executor {
     /// Where the data is.
     pub storage: Arc<dyn Storage>,
     /// What the driver knows as the disk's size.
-    pub sectors: u64,
+    pub control: BlockControl,
     /// See [`serial_bytes`].
     pub serial: [u8; ID_BYTES],
     /// The guest may not write.
@@ -124,8 +125,8 @@ impl Executor {
     /// Checks that sectors are on the disk. Returns the offset of the first in bytes.
     fn check_range(&self, sector: u64, sectors: u64) -> Result<u64, Failure> {
         match sector.checked_add(sectors) {
-            // No overflow: `self.sectors` comes from a size in bytes that fits.
-            Some(end) if end <= self.sectors => Ok(sector * SECTOR_BYTES),
+            // No overflow: the number of sectors comes from a size in bytes that fits.
+            Some(end) if end <= self.control.sectors() => Ok(sector * SECTOR_BYTES),
             _ => Err(IO_ERROR),
         }
     }

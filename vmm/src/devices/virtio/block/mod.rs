@@ -3,6 +3,8 @@
 //! - [`request`]: what the driver asks for; pure.
 //! - [`execute`]: doing it on the disk.
 //! - [`config`]: features and configuration space.
+//! - [`throttle`]: waiting until it may be done.
+//! - `control`: what the host may change while the guest runs.
 //! - [`storage`]: what is asked of a disk; `volume` asks it of `hearth-images`.
 //!
 //! Each queue has a thread. A request is executed to its end before the queue's next one, so that
@@ -16,19 +18,24 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use self::config::{Config, QUEUE_SIZE};
 use self::execute::Executor;
+use self::throttle::DiskThrottle;
+use self::throttle::admission::{Admission, Admitted};
 use super::errors::{ErrorReporter, OnError};
 use super::queue::{Chain, QueueError};
-use super::worker::{ChainHandler, Worker, end_all};
+use super::worker::{ChainHandler, Pause, Served, Worker, end_all};
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod config;
+mod control;
 pub mod execute;
 pub mod request;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 mod volume;
 
+pub use self::control::BlockControl;
 pub use self::storage::Storage;
 
 /// Most queues of one device.
@@ -39,8 +46,10 @@ pub struct Block {
     storage: Arc<dyn Storage>,
     serial: String,
     config: Config,
+    control: BlockControl,
     queue_sizes: Vec<u16>,
     errors: Arc<ErrorReporter>,
+    throttle: Arc<DiskThrottle>,
     workers: Vec<Worker>,
 }
 
@@ -59,17 +68,26 @@ impl Block {
     ) -> Self {
         let queues = queues.clamp(1, MAX_QUEUES);
         Block {
-            config: Config {
-                size_bytes: storage.size_bytes(),
-                read_only,
-                queues,
-            },
+            control: BlockControl::new(storage.size_bytes()),
+            config: Config { read_only, queues },
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             errors: Arc::new(ErrorReporter::new(serial.to_owned(), on_error)),
             storage: Arc::new(storage),
             serial: serial.to_owned(),
+            throttle: DiskThrottle::unlimited(),
             workers: Vec::new(),
         }
+    }
+
+    /// The same device, held to the limits of `throttle`.
+    pub fn with_throttle(mut self, throttle: Arc<DiskThrottle>) -> Self {
+        self.throttle = throttle;
+        self
+    }
+
+    /// The host's handle of this device.
+    pub fn control(&self) -> BlockControl {
+        self.control.clone()
     }
 }
 
@@ -87,7 +105,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        copy_config(&self.config.to_bytes(), offset, data);
+        copy_config(&self.config.to_bytes(self.control.sectors()), offset, data);
     }
 
     /// The driver may write only `writeback`, which needs a feature that isn't offered.
@@ -96,7 +114,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let executor = Executor {
             storage: Arc::clone(&self.storage),
-            sectors: self.config.sectors(),
+            control: self.control.clone(),
             serial: execute::serial_bytes(&self.serial),
             read_only: self.config.read_only,
             // Section 5.2.6.2: a driver that can't flush must find its data safe when a write
@@ -111,14 +129,17 @@ impl VirtioDevice for Block {
                 Arc::clone(&activation.interrupt),
                 Handler {
                     executor: executor.clone(),
+                    admission: Admission::new(Arc::clone(&self.throttle))?,
                     errors: Arc::clone(&self.errors),
                 },
             )?);
         }
+        self.control.activated(&activation.interrupt);
         Ok(())
     }
 
     fn reset(&mut self) {
+        self.control.reset();
         end_all(&mut self.workers);
     }
 
@@ -134,17 +155,22 @@ impl VirtioDevice for Block {
 /// Serves one queue.
 struct Handler {
     executor: Executor,
+    admission: Admission,
     errors: Arc<ErrorReporter>,
 }
 
 impl ChainHandler for Handler {
-    fn serve(&mut self, chain: Chain<'_>) -> Result<u32, QueueError> {
+    fn serve(&mut self, chain: Chain<'_>, pause: &mut Pause<'_>) -> Result<Served, QueueError> {
         let request = request::Request::parse(chain)?;
+        if self.admission.wait(&request.operation, pause)? == Admitted::Ended {
+            return Ok(Served::Ended);
+        }
         let result = self.executor.execute(&request.operation);
         if let Err(execute::Failure::Storage { what, error }) = &result {
             self.errors.report(format!("{what} failed: {error}"));
         }
-        Ok(request.finish(result.as_ref().err().map(execute::Failure::status)))
+        let failure = result.as_ref().err().map(execute::Failure::status);
+        Ok(Served::Completed(request.finish(failure)))
     }
 
     fn failed(&mut self, error: &QueueError) {

@@ -18,6 +18,8 @@ use vm_memory::VolatileSlice;
 use super::*;
 use crate::devices::virtio::testing::{NEEDS_RESET, TestDriver};
 
+mod live;
+
 const DISK_BYTES: u64 = 2 << 20;
 const SECTORS: u64 = DISK_BYTES / 512;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
@@ -321,7 +323,7 @@ impl Faulty {
     }
 }
 
-impl Storage for Arc<Faulty> {
+impl Storage for Faulty {
     fn size_bytes(&self) -> u64 {
         self.disk.size_bytes()
     }

@@ -50,6 +50,20 @@ const VENDOR: u32 = u32::from_le_bytes(*b"HRTH");
 const COMMON_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
+/// A read of a window in which no device is: a device of type 0, of which only the first registers
+/// are there (section 4.2.3.1.1).
+pub fn read_empty(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    if let (Ok(register), Ok(data)) = (u32::try_from(offset), <&mut [u8; 4]>::try_from(data)) {
+        *data = match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            _ => 0,
+        }
+        .to_le_bytes();
+    }
+}
+
 /// One device on the memory bus. The machine calls it with a lock held.
 pub struct MmioTransport {
     memory: Arc<GuestMemory>,
@@ -127,7 +141,12 @@ impl MmioTransport {
         }
     }
 
-    /// The VM ends; no vCPU runs any more. Ends the device's threads and makes durable what it
+    /// No driver uses the device: the status register is 0.
+    pub fn is_reset(&self) -> bool {
+        self.status == 0
+    }
+
+    /// The VM ends, or the device is unplugged: no driver uses it any more. Ends the device's threads and makes durable what it
     /// holds.
     pub fn stop(&mut self) {
         self.device.stop();

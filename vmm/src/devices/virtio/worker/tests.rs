@@ -68,8 +68,8 @@ impl Fixture {
 struct Serve<F>(F);
 
 impl<F: FnMut() -> Result<u32, QueueError> + Send + 'static> ChainHandler for Serve<F> {
-    fn serve(&mut self, _chain: Chain<'_>) -> Result<u32, QueueError> {
-        (self.0)()
+    fn serve(&mut self, _chain: Chain<'_>, _pause: &mut Pause<'_>) -> Result<Served, QueueError> {
+        (self.0)().map(Served::Completed)
     }
 
     fn failed(&mut self, _error: &QueueError) {}
