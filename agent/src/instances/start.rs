@@ -91,8 +91,10 @@ fn config(context: &Context, instance: &Instance, volumes: &[Volume]) -> ApiResu
                 volume: volume.id.clone(),
                 read_only: volume.attachment.as_ref().is_some_and(|a| a.read_only),
                 queues: 0,
+                limits: Default::default(),
             })
             .collect(),
+        disk_limits: Default::default(),
         nets: interfaces::configs(instance),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,

@@ -54,7 +54,9 @@ pub async fn watch(vmm: Vmm, mut on_disk_error: impl FnMut(String, String)) -> E
         () = listen => {}
     }
     match exit_report(&process.run_dir).or(report) {
-        Some(ExitReport { reason, message }) => End::Reported { reason, message },
+        Some(ExitReport {
+            reason, message, ..
+        }) => End::Reported { reason, message },
         None => End::Unexplained,
     }
 }

@@ -143,6 +143,7 @@ fn ended(run_dir: &Path) -> Result<Started, StartError> {
         Some(ExitReport {
             reason: ExitReason::StartFailed,
             message,
+            ..
         }) => Err(StartError::Failed(message)),
         Some(report) => Ok(Started::Ended(report)),
         None => Err(StartError::Mute(last_lines(

@@ -52,7 +52,7 @@ impl Machine {
             volume: volume.to_owned(),
             read_only: false,
             queues: 0,
-            limits: DiskLimits::default(),
+            limits: Default::default(),
         });
         let config = VmConfig {
             version: PROTOCOL_VERSION,
@@ -66,7 +66,7 @@ impl Machine {
                 protocol: BootProtocol::Auto,
             },
             disks: disk.into_iter().collect(),
-            disk_limits: MachineLimits::default(),
+            disk_limits: Default::default(),
             nets: Vec::new(),
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,

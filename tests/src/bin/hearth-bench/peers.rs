@@ -107,6 +107,7 @@ fn hearth_arguments(peer: &Peer, run_dir: &Path, _: &SerialFile) -> Result<Vec<S
             protocol: BootProtocol::Pvh,
         },
         disks: Vec::new(),
+        disk_limits: Default::default(),
         nets: Vec::new(),
         run_dir: run_dir.to_owned(),
         platform: PlatformChoice::Auto,
