@@ -51,6 +51,10 @@ reasons! {
     ImageNotFound = "InvalidAMIID.NotFound", NotFound;
     /// Not the shape of an image id.
     ImageIdMalformed = "InvalidAMIID.Malformed", InvalidArgument;
+    /// No such snapshot.
+    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
+    /// Not the shape of a snapshot id.
+    SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
     /// The image is not (or no longer) there to be used.
     ImageUnavailable = "InvalidAMIID.Unavailable", FailedPrecondition;
     /// The owner has an image of this name.

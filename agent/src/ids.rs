@@ -14,6 +14,8 @@ pub enum Kind {
     Volume,
     /// `img-…`
     Image,
+    /// `snap-…`
+    Snapshot,
 }
 
 impl Kind {
@@ -22,6 +24,7 @@ impl Kind {
             Self::Instance => "i-",
             Self::Volume => "vol-",
             Self::Image => "img-",
+            Self::Snapshot => "snap-",
         }
     }
 
@@ -30,6 +33,7 @@ impl Kind {
             Self::Instance => Reason::InstanceIdMalformed,
             Self::Volume => Reason::VolumeIdMalformed,
             Self::Image => Reason::ImageIdMalformed,
+            Self::Snapshot => Reason::SnapshotIdMalformed,
         }
     }
 
@@ -38,6 +42,7 @@ impl Kind {
             Self::Instance => Reason::InstanceNotFound,
             Self::Volume => Reason::VolumeNotFound,
             Self::Image => Reason::ImageNotFound,
+            Self::Snapshot => Reason::SnapshotNotFound,
         }
     }
 
@@ -46,6 +51,7 @@ impl Kind {
             Self::Instance => "instance",
             Self::Volume => "volume",
             Self::Image => "image",
+            Self::Snapshot => "snapshot",
         }
     }
 

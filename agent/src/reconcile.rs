@@ -52,8 +52,11 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
         .read(|c| db::images::in_state(c, ImageState::Pending))
         .await?;
     for image in pending {
-        tracing::info!(image = image.id, "its import was cut off; taken back");
-        images::import::undo(context, image).await?;
+        // Those of instances are taken back when the instances are looked after again.
+        if image.source_instance_id.is_none() {
+            tracing::info!(image = image.id, "its import was cut off; taken back");
+            images::undo(context, image).await?;
+        }
     }
     for volume in context
         .db
@@ -105,6 +108,7 @@ async fn remove_unreachable_layers(context: &Context) {
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
     instances.revive().await?;
     finish_volumes(context).await?;
+    images::create::take_back_cut_off(context, instances).await?;
     for image in context
         .db
         .read(|c| db::images::in_state(c, ImageState::Deregistered))
@@ -232,11 +236,14 @@ async fn remove_ownerless_snapshots(context: &Context) -> ApiResult<()> {
     let seen = blocking("listing snapshots", move || store.snapshots())
         .await?
         .map_err(|error| ApiError::from_store(&error, "", "listing snapshots"))?;
-    let owned = owned(context, db::images::ids).await?;
+    let images = owned(context, db::images::ids).await?;
+    let disks = owned(context, db::images::snapshot_ids).await?;
     for id in seen {
         let name = id.to_string();
-        if ownerless(context, Kind::Image, &name, &owned) {
-            tracing::info!(image = name, "belongs to nobody; removed from the store");
+        if ownerless(context, Kind::Image, &name, &images)
+            || ownerless(context, Kind::Snapshot, &name, &disks)
+        {
+            tracing::info!(snapshot = name, "belongs to nobody; removed from the store");
             remove_snapshot(context, id).await?;
         }
     }

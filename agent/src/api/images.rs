@@ -12,9 +12,12 @@ use crate::{
     ids::Kind,
     images::{
         self,
+        create::{self, CreateRequest, DiskChange},
         import::{self, ImportRequest},
         model::Image,
+        modify::{self, ModifyRequest},
     },
+    instances::Instances,
     tokens::ClientToken,
     transfer,
 };
@@ -22,6 +25,34 @@ use crate::{
 /// The service.
 pub struct ImageApi {
     pub context: Arc<Context>,
+    pub instances: Arc<Instances>,
+}
+
+fn create_request(request: v1::CreateImageRequest) -> ApiResult<CreateRequest> {
+    let token = ClientToken::of(
+        LOCAL_OWNER,
+        create::CREATE,
+        &request.client_token,
+        "client_token",
+        &request,
+    )?;
+    let patience = convert::stop_patience(request.stop_timeout_seconds, "stop_timeout_seconds")?;
+    let disks = request.block_devices.into_iter().map(|device| DiskChange {
+        device_name: device.device_name,
+        no_device: device.no_device,
+        delete_on_termination: device.delete_on_termination,
+    });
+    Ok(CreateRequest {
+        instance_id: request.instance_id,
+        name: request.name,
+        description: request.description,
+        no_reboot: request.no_reboot,
+        patience,
+        disks: disks.collect(),
+        tags: convert::tags_in(request.tags),
+        client_token: request.client_token,
+        token,
+    })
 }
 
 fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
@@ -103,6 +134,65 @@ impl ImageService for ImageApi {
         Ok(Response::new(v1::DescribeImagesResponse {
             images: page.objects.into_iter().map(convert::image).collect(),
             next_token: page.next_token,
+        }))
+    }
+
+    async fn create_image(
+        &self,
+        request: Request<v1::CreateImageRequest>,
+    ) -> Result<Response<v1::CreateImageResponse>, Status> {
+        let request = create_request(request.into_inner())?;
+        let (context, instances) = (self.context.clone(), self.instances.clone());
+        let image = create::create(context, instances, request).await?;
+        Ok(Response::new(v1::CreateImageResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn modify_image_attribute(
+        &self,
+        request: Request<v1::ModifyImageAttributeRequest>,
+    ) -> Result<Response<v1::ModifyImageAttributeResponse>, Status> {
+        let request = request.into_inner();
+        let request = ModifyRequest {
+            image_id: request.image_id,
+            description: request.description,
+            kernel_args: request.kernel_args,
+            boot_protocol: request
+                .boot_protocol
+                .map(|protocol| convert::boot_protocol(protocol, "boot_protocol"))
+                .transpose()?,
+        };
+        let image = modify::modify(&self.context, request).await?;
+        Ok(Response::new(v1::ModifyImageAttributeResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn enable_image_deprecation(
+        &self,
+        request: Request<v1::EnableImageDeprecationRequest>,
+    ) -> Result<Response<v1::EnableImageDeprecationResponse>, Status> {
+        const FIELD: &str = "deprecate_at";
+        let request = request.into_inner();
+        let time = request
+            .deprecate_at
+            .ok_or_else(|| ApiError::field(Reason::MissingParameter, FIELD, "say from when on"))?;
+        let time = convert::time_in(&time, FIELD)?;
+        let image = modify::deprecate(&self.context, request.image_id, Some(time)).await?;
+        Ok(Response::new(v1::EnableImageDeprecationResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn disable_image_deprecation(
+        &self,
+        request: Request<v1::DisableImageDeprecationRequest>,
+    ) -> Result<Response<v1::DisableImageDeprecationResponse>, Status> {
+        let id = request.into_inner().image_id;
+        let image = modify::deprecate(&self.context, id, None).await?;
+        Ok(Response::new(v1::DisableImageDeprecationResponse {
+            image: Some(convert::image(image)),
         }))
     }
 

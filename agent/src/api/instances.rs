@@ -25,9 +25,6 @@ use crate::{
     tokens::ClientToken,
 };
 
-/// Longest time a guest may be given to shut down, in seconds.
-const MAX_STOP_SECONDS: u32 = 3600;
-
 /// Pieces of console traffic that may wait.
 const WAITING: usize = 64;
 
@@ -142,14 +139,7 @@ impl InstanceService for InstanceApi {
         request: Request<v1::StopInstancesRequest>,
     ) -> Result<Response<v1::StopInstancesResponse>, Status> {
         let request = request.into_inner();
-        let patience = match request.timeout_seconds {
-            0 => STOP_PATIENCE,
-            seconds @ 1..=MAX_STOP_SECONDS => Duration::from_secs(seconds.into()),
-            _ => {
-                let message = format!("at most {MAX_STOP_SECONDS}");
-                return Err(ApiError::invalid("timeout_seconds", message).into());
-            }
-        };
+        let patience = convert::stop_patience(request.timeout_seconds, "timeout_seconds")?;
         let asked = Asked::Stop {
             force: request.force,
         };

@@ -96,6 +96,20 @@ const STEPS: &[&str] = &[
         created      INTEGER NOT NULL,
         PRIMARY KEY (owner, operation, token)
     ) STRICT, WITHOUT ROWID;",
+    // Images made of instances.
+    "CREATE TABLE image_disks (
+        image_id              TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+        device                TEXT NOT NULL,
+        snapshot_id           TEXT NOT NULL,
+        size_bytes            INTEGER NOT NULL,
+        delete_on_termination INTEGER NOT NULL,
+        PRIMARY KEY (image_id, device)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_disks_by_snapshot ON image_disks (snapshot_id);
+    ALTER TABLE images ADD COLUMN source_instance_id TEXT;
+    ALTER TABLE images ADD COLUMN starts_instance INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE images ADD COLUMN deprecation_time INTEGER;
+    ALTER TABLE volumes ADD COLUMN snapshot_id TEXT;",
 ];
 
 /// Takes the steps that are missing.

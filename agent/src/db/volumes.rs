@@ -10,7 +10,7 @@ use crate::{
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
-    delete_on_termination, read_only, create_time, tags, client_token, growing_to FROM volumes";
+    delete_on_termination, read_only, create_time, tags, client_token, growing_to, snapshot_id FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
 
@@ -19,9 +19,11 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     let attachment = volume.attachment.as_ref();
     tx.prepare_cached(
         "INSERT INTO volumes (id, owner, state, size_bytes, image_id, instance_id, device,
-            delete_on_termination, read_only, create_time, tags, client_token, growing_to)
+            delete_on_termination, read_only, create_time, tags, client_token, growing_to,
+            snapshot_id)
          VALUES (:id, :owner, :state, :size_bytes, :image_id, :instance_id, :device,
-            :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to)",
+            :delete_on_termination, :read_only, :create_time, :tags, :client_token, :growing_to,
+            :snapshot_id)",
     )?
     .execute(named_params! {
         ":id": volume.id,
@@ -37,6 +39,7 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
         ":tags": to_json(&volume.tags)?,
         ":client_token": volume.client_token,
         ":growing_to": volume.growing_to.map(signed),
+        ":snapshot_id": volume.snapshot_id,
     })?;
     volume.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -180,5 +183,6 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<Volume> {
         tags: Vec::new(),
         client_token: row.get(12)?,
         growing_to: row.get::<_, Option<i64>>(13)?.map(unsigned),
+        snapshot_id: row.get(14)?,
     })
 }

@@ -9,22 +9,23 @@ use std::sync::Arc;
 use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, crash_point};
 
 use super::{
+    check_description, check_name, check_name_free,
     file::{self, DeclaredFile, Received},
     found::found_in_root,
     get, kernel,
     model::{BootProtocol, Image, ImageState},
-    remove_root, snapshot_id,
+    snapshot_id, undo,
 };
 use crate::{
     blocking::{blocking, carried_through},
     context::{Context, LOCAL_OWNER},
     db,
     error::{ApiError, ApiResult, Reason},
-    ids::{Kind, shortened},
+    ids::Kind,
     instances::launch::check_kernel_args,
     tags::{self, Tag},
     time::Millis,
-    tokens::{self, ClientToken},
+    tokens::ClientToken,
     transfer::Body,
 };
 
@@ -33,9 +34,6 @@ pub const IMPORT: &str = "ImportImage";
 
 /// Largest kernel and largest initrd, in bytes.
 const MAX_BOOT_FILE: u64 = 512 << 20;
-
-/// Longest description, in characters.
-const MAX_DESCRIPTION: usize = 255;
 
 /// What a caller says about an image.
 #[derive(Clone, Debug)]
@@ -66,13 +64,8 @@ struct Files {
 impl ImportRequest {
     /// Checks all that needs neither database nor files.
     pub fn check(&self) -> ApiResult<()> {
-        check_name(&self.name)?;
-        if self.description.chars().count() > MAX_DESCRIPTION {
-            return Err(ApiError::invalid(
-                "header.description",
-                format!("at most {MAX_DESCRIPTION} characters"),
-            ));
-        }
+        check_name(&self.name, "header.name")?;
+        check_description(&self.description, "header.description")?;
         if !matches!(self.architecture.as_str(), "" | "x86_64") {
             return Err(ApiError::invalid(
                 "header.architecture",
@@ -128,21 +121,6 @@ fn check_file(declared: &DeclaredFile, most: u64, field: &str) -> ApiResult<()> 
     file::check_sha256(&declared.sha256, &format!("{field}.sha256"))
 }
 
-fn check_name(name: &str) -> ApiResult<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-()[] ".contains(c);
-    if (3..=128).contains(&name.chars().count()) && name.chars().all(allowed) {
-        return Ok(());
-    }
-    Err(ApiError::field(
-        Reason::ImageNameMalformed,
-        "header.name",
-        format!(
-            "{:?} is not a name: 3 to 128 letters, digits and . _ - ( ) [ ] space",
-            shortened(name)
-        ),
-    ))
-}
-
 /// Reads the image's files from `body`.
 pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -> ApiResult<Image> {
     request.check()?;
@@ -178,13 +156,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         let id = ids.first().map(String::as_str).unwrap_or_default();
         return Ok((get(tx, id, "header.client_token")?, false));
     }
-    if let Some(other) = db::images::by_name(tx, LOCAL_OWNER, &request.name)? {
-        return Err(ApiError::field(
-            Reason::ImageNameDuplicate,
-            "header.name",
-            format!("{other} has the name {:?} already", request.name),
-        ));
-    }
+    check_name_free(tx, LOCAL_OWNER, &request.name, "header.name")?;
     let mut image = Image {
         seq: 0,
         id: id.to_owned(),
@@ -202,6 +174,10 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         create_time: Millis::now(),
         tags: request.tags.clone(),
         client_token: request.client_token.clone(),
+        disks: Vec::new(),
+        source_instance_id: None,
+        starts_instance: false,
+        deprecation_time: None,
     };
     db::images::insert(tx, &mut image)?;
     if let Some(token) = &request.token {
@@ -342,19 +318,6 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
         .await?;
     crash_point("image.row-available");
     Ok(available)
-}
-
-/// Takes back an image that could not be imported: store, row and client token. Kernel files
-/// that nobody needs go with the next reconciliation.
-pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
-    remove_root(context, &image).await?;
-    context
-        .db
-        .write(move |tx| {
-            tokens::forget(tx, &image.owner, IMPORT, &image.client_token)?;
-            Ok(db::images::remove(tx, &image)?)
-        })
-        .await
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! Images: what instances are made from.
 //!
+//! - [`create`]: an image of an instance
+//! - [`modify`]: what may be changed later
 //! - [`import`]: an image from files that a caller sends
 //! - [`found`]: the kernel inside of an image's root
 //! - [`kernel`]: is it a kernel at all?
 //! - [`file`]: one file of the stream, checked on its way to the disk
 
+pub mod create;
 pub mod file;
 pub mod found;
 pub mod import;
 pub mod kernel;
 pub mod model;
+pub mod modify;
 
 use std::{collections::HashSet, fs, io, sync::Arc};
 
@@ -22,14 +26,18 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    ids::Kind,
+    ids::{Kind, shortened},
     query::{
         Described,
         page::{Page, Query},
         tags_weight,
     },
     tags::Tag,
+    tokens,
 };
+
+/// Longest description, in characters.
+const MAX_DESCRIPTION: usize = 255;
 
 /// DescribeImages.
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Image>> {
@@ -92,7 +100,7 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
     {
         return Ok(());
     }
-    remove_root(context, image).await?;
+    remove_contents(context, image).await?;
     crash_point("image.root-removed");
     let image = image.clone();
     context
@@ -103,19 +111,76 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
     Ok(())
 }
 
-/// Removes an image's root from the store; fine when it is not there.
-pub async fn remove_root(context: &Context, image: &Image) -> ApiResult<()> {
-    let (store, id) = (context.store.clone(), snapshot_id(&image.id)?);
-    match blocking("removing an image's root", move || {
-        store.delete_snapshot(&id)
-    })
-    .await?
-    {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(ApiError::from_store(&error, "", "removing an image's root"))
+/// Removes from the store what is an image's own; fine when it is not there.
+async fn remove_contents(context: &Context, image: &Image) -> ApiResult<()> {
+    const DOING: &str = "removing an image's disks";
+    let disks = image.disks.iter().map(|disk| disk.snapshot_id.as_str());
+    for id in std::iter::once(image.id.as_str()).chain(disks) {
+        let (store, id) = (context.store.clone(), snapshot_id(id)?);
+        match blocking(DOING, move || store.delete_snapshot(&id)).await? {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(ApiError::from_store(&error, "", DOING));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
+}
+
+/// Takes back an image that could not be made: store, row and client token. Kernel files that
+/// nobody needs go with the next reconciliation.
+pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
+    remove_contents(context, &image).await?;
+    let operation = match image.source_instance_id {
+        Some(_) => create::CREATE,
+        None => import::IMPORT,
+    };
+    context
+        .db
+        .write(move |tx| {
+            tokens::forget(tx, &image.owner, operation, &image.client_token)?;
+            Ok(db::images::remove(tx, &image)?)
+        })
+        .await
+}
+
+/// Checks the form of a name.
+fn check_name(name: &str, field: &str) -> ApiResult<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-()[] ".contains(c);
+    if (3..=128).contains(&name.chars().count()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(ApiError::field(
+        Reason::ImageNameMalformed,
+        field,
+        format!(
+            "{:?} is not a name: 3 to 128 letters, digits and . _ - ( ) [ ] space",
+            shortened(name)
+        ),
+    ))
+}
+
+/// Checks that no image of the owner has a name.
+fn check_name_free(connection: &Connection, owner: &str, name: &str, field: &str) -> ApiResult<()> {
+    match db::images::by_name(connection, owner, name)? {
+        None => Ok(()),
+        Some(other) => Err(ApiError::field(
+            Reason::ImageNameDuplicate,
+            field,
+            format!("{other} has the name {name:?} already"),
+        )),
+    }
+}
+
+/// Checks the length of a description.
+fn check_description(description: &str, field: &str) -> ApiResult<()> {
+    if description.chars().count() > MAX_DESCRIPTION {
+        return Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_DESCRIPTION} characters"),
+        ));
+    }
+    Ok(())
 }
 
 /// Removes kernel files that neither an image nor an instance needs.
@@ -155,8 +220,8 @@ fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Image> {
     db::images::get(connection, id)?.ok_or_else(|| Kind::Image.missing(id, field))
 }
 
-fn snapshot_id(image_id: &str) -> ApiResult<SnapshotId> {
-    SnapshotId::new(image_id).map_err(|error| ApiError::internal("naming a snapshot", error))
+fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
+    SnapshotId::new(id).map_err(|error| ApiError::internal("naming a snapshot", error))
 }
 
 impl Described for Image {

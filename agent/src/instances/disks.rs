@@ -4,7 +4,7 @@ use super::devices;
 use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
-    images::model::Image,
+    images::model::{Image, ImageDisk},
     volumes::{check_size_gib, model::GIB},
 };
 
@@ -34,6 +34,11 @@ pub struct Disk {
 pub enum DiskSource {
     /// The image's root, at least as large as there.
     Root { size_bytes: u64 },
+    /// A further disk of the image, at least as large as there.
+    Snapshot {
+        snapshot_id: String,
+        size_bytes: u64,
+    },
     /// A new one.
     Empty { size_gib: u64 },
     /// One that is there.
@@ -63,8 +68,21 @@ pub fn plan(image: &Image, requests: &[DiskRequest], count: u32) -> ApiResult<Ve
         taken.push(devices::ROOT.to_owned());
         disks.push(root(image, &DiskRequest::default(), String::new())?);
     }
+    for disk in image.further_disks() {
+        if !taken.contains(&disk.device) {
+            taken.push(disk.device.clone());
+            disks.push(of_image(disk, &DiskRequest::default(), String::new())?);
+        }
+    }
     for (index, request) in requests.iter().enumerate() {
         let field = format!("block_devices[{index}]");
+        if let Some(disk) = image
+            .further_disks()
+            .find(|disk| disk.device == request.device_name)
+        {
+            disks.push(of_image(disk, request, field)?);
+            continue;
+        }
         if image.has_root && request.device_name == devices::ROOT {
             disks.push(root(image, request, field)?);
             continue;
@@ -108,30 +126,60 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
             "the root comes from the image",
         ));
     }
-    let size_bytes = if request.size_gib == 0 {
-        image.root_size_bytes
-    } else {
-        let size_field = format!("{field}.size_gib");
-        check_size_gib(request.size_gib, &size_field)?;
-        let wanted = request.size_gib * GIB;
-        if wanted < image.root_size_bytes {
-            return Err(ApiError::invalid(
-                size_field,
-                format!(
-                    "the image's root has {} bytes; a volume only grows",
-                    image.root_size_bytes
-                ),
-            ));
-        }
-        wanted
-    };
+    let of_image = image
+        .disks
+        .iter()
+        .find(|disk| disk.device == devices::ROOT)
+        .is_none_or(|disk| disk.delete_on_termination);
     Ok(Disk {
         device: devices::ROOT.to_owned(),
-        source: DiskSource::Root { size_bytes },
-        delete_on_termination: request.delete_on_termination.unwrap_or(true),
+        source: DiskSource::Root {
+            size_bytes: size_from(image.root_size_bytes, request, &field)?,
+        },
+        delete_on_termination: request.delete_on_termination.unwrap_or(of_image),
         read_only: request.read_only,
         field,
     })
+}
+
+/// A further disk of the image, with what the caller changes of it.
+fn of_image(disk: &ImageDisk, request: &DiskRequest, field: String) -> ApiResult<Disk> {
+    if !request.volume_id.is_empty() {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            format!("{field}.volume_id"),
+            format!("{} comes from the image", disk.device),
+        ));
+    }
+    Ok(Disk {
+        device: disk.device.clone(),
+        source: DiskSource::Snapshot {
+            snapshot_id: disk.snapshot_id.clone(),
+            size_bytes: size_from(disk.size_bytes, request, &field)?,
+        },
+        delete_on_termination: request
+            .delete_on_termination
+            .unwrap_or(disk.delete_on_termination),
+        read_only: request.read_only,
+        field,
+    })
+}
+
+/// The size of a disk that the image has with `size_bytes`.
+fn size_from(size_bytes: u64, request: &DiskRequest, field: &str) -> ApiResult<u64> {
+    if request.size_gib == 0 {
+        return Ok(size_bytes);
+    }
+    let size_field = format!("{field}.size_gib");
+    check_size_gib(request.size_gib, &size_field)?;
+    let wanted = request.size_gib * GIB;
+    if wanted < size_bytes {
+        return Err(ApiError::invalid(
+            size_field,
+            format!("the image's disk has {size_bytes} bytes; a volume only grows"),
+        ));
+    }
+    Ok(wanted)
 }
 
 fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSource> {
@@ -182,6 +230,10 @@ mod tests {
             create_time: Millis(0),
             tags: Vec::new(),
             client_token: String::new(),
+            disks: Vec::new(),
+            source_instance_id: None,
+            starts_instance: false,
+            deprecation_time: None,
         }
     }
 

@@ -250,7 +250,7 @@ impl LaunchRequest {
             delete_on_termination: disk.delete_on_termination,
             read_only: disk.read_only,
         });
-        let (size_bytes, image_id) = match &disk.source {
+        let (size_bytes, snapshot_id) = match &disk.source {
             DiskSource::Existing(id) => {
                 let field = format!("{}.volume_id", disk.field);
                 let volume =
@@ -263,7 +263,13 @@ impl LaunchRequest {
                 };
                 return Ok(db::volumes::update(tx, &volume, &after)?);
             }
-            DiskSource::Root { size_bytes } => (*size_bytes, Some(image.id.clone())),
+            DiskSource::Root { size_bytes } => {
+                (*size_bytes, image.root_snapshot().map(str::to_owned))
+            }
+            DiskSource::Snapshot {
+                snapshot_id,
+                size_bytes,
+            } => (*size_bytes, Some(snapshot_id.clone())),
             DiskSource::Empty { size_gib } => (size_gib * GIB, None),
         };
         let mut volume = Volume {
@@ -272,7 +278,8 @@ impl LaunchRequest {
             owner: LOCAL_OWNER.to_owned(),
             state: VolumeState::Creating,
             size_bytes,
-            image_id,
+            image_id: snapshot_id.is_some().then(|| image.id.clone()),
+            snapshot_id,
             attachment,
             create_time: Millis::now(),
             tags: Vec::new(),
@@ -369,6 +376,10 @@ mod tests {
             create_time: Millis(0),
             tags: Vec::new(),
             client_token: String::new(),
+            disks: Vec::new(),
+            source_instance_id: None,
+            starts_instance: false,
+            deprecation_time: None,
         };
         db.write(move |tx| db::images::insert(tx, &mut image))
             .await

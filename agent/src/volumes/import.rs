@@ -100,6 +100,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         state: VolumeState::Creating,
         size_bytes: request.size_gib * GIB,
         image_id: None,
+        snapshot_id: None,
         attachment: None,
         create_time: Millis::now(),
         tags: request.tags.clone(),

@@ -95,10 +95,10 @@ fn insert_creating(
     if let Some(earlier) = earlier(tx, request.token.as_ref())? {
         return Ok((earlier, false));
     }
-    let size_bytes = if request.image_id.is_empty() {
-        request.size_gib * GIB
+    let (size_bytes, snapshot_id) = if request.image_id.is_empty() {
+        (request.size_gib * GIB, None)
     } else {
-        size_from_image(tx, &request.image_id, request.size_gib)?
+        root_of_image(tx, &request.image_id, request.size_gib)?
     };
     let mut volume = Volume {
         seq: 0,
@@ -107,6 +107,7 @@ fn insert_creating(
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
+        snapshot_id,
         attachment: None,
         create_time: Millis::now(),
         tags: request.tags.clone(),
@@ -133,7 +134,12 @@ fn earlier(connection: &Connection, token: Option<&ClientToken>) -> ApiResult<Op
     get(connection, id, "client_token").map(Some)
 }
 
-fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> ApiResult<u64> {
+/// The size of a volume made from an image's root, and the root's contents in the store.
+fn root_of_image(
+    connection: &Connection,
+    image_id: &str,
+    size_gib: u64,
+) -> ApiResult<(u64, Option<String>)> {
     let image = db::images::get(connection, image_id)?
         .ok_or_else(|| Kind::Image.missing(image_id, "image_id"))?;
     if image.state != ImageState::Available {
@@ -143,15 +149,15 @@ fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> Ap
             format!("the image {image_id} is {}", image.state.word()),
         ));
     }
-    if !image.has_root {
+    let Some(snapshot) = image.root_snapshot().map(str::to_owned) else {
         return Err(ApiError::invalid(
             "image_id",
             format!("the image {image_id} has no root"),
         ));
-    }
+    };
     let wanted = size_gib * GIB;
     match wanted {
-        0 => Ok(image.root_size_bytes),
+        0 => Ok((image.root_size_bytes, Some(snapshot))),
         wanted if wanted < image.root_size_bytes => Err(ApiError::invalid(
             "size_gib",
             format!(
@@ -159,7 +165,7 @@ fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> Ap
                 image.root_size_bytes
             ),
         )),
-        wanted => Ok(wanted),
+        wanted => Ok((wanted, Some(snapshot))),
     }
 }
 
@@ -385,12 +391,14 @@ fn with_allocated(store: &Store, volume: Volume) -> VolumeView {
 /// cut off, is fine. Returns its size in bytes.
 pub fn make(store: &Store, volume: &Volume) -> Result<u64, hearth_images::Error> {
     let id = VolumeId::new(volume.id.as_str())?;
-    let image = volume
-        .image_id
+    let contents = volume
+        .snapshot_id
         .as_deref()
+        // A row from before volumes had this column.
+        .or(volume.image_id.as_deref())
         .map(SnapshotId::new)
         .transpose()?;
-    let source = image
+    let source = contents
         .as_ref()
         .map_or(VolumeSource::Empty, VolumeSource::Snapshot);
     match store.create_volume(&id, source, Some(volume.size_bytes)) {

@@ -214,10 +214,7 @@ fn devices_that_cannot_be_described_are_refused() {
         };
         assert!(matches!(refused(&[device]), AcpiError::Device { .. }));
     }
-    assert!(matches!(
-        refused(&[DEVICES[1]; 17]),
-        AcpiError::Slot(16)
-    ));
+    assert!(matches!(refused(&[DEVICES[1]; 17]), AcpiError::Slot(16)));
     assert!(matches!(
         refused(&[DEVICES[0]; 257]),
         AcpiError::TooManyDevices(257)

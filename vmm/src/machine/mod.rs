@@ -273,7 +273,11 @@ fn load_guest(
         has_pic: false,
     };
     let rsdp = acpi::write_tables(memory, &tables)?;
-    mptable::write(memory, config.vcpus, &devices::interrupt_lines(hotplug.slots()))?;
+    mptable::write(
+        memory,
+        config.vcpus,
+        &devices::interrupt_lines(hotplug.slots()),
+    )?;
     let arguments = arguments::complete(&config.boot.kernel_args, platform, hotplug.slots());
     let entry = boot::load(
         memory,

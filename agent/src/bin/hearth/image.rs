@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, Filter, Image,
-    ImageFile, ImportImageHeader, ImportImageRequest, Tag, import_image_request::Message,
+    BootProtocol, CreateImageResponse, DeregisterImageRequest, DescribeImagesResponse, DiskFormat,
+    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, Tag,
+    import_image_request::Message,
 };
+use prost_types::Timestamp;
 
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc_with_flags},
     filters::{parse_filter, parse_tag},
     human,
+    image_change::{self, CreateArgs, DeprecateArgs, ModifyArgs},
     image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
     output::{self, Output},
     upload::{self, Upload},
@@ -24,6 +27,12 @@ pub enum ImageCommand {
     /// Send an image to the agent: a disk with its kernel inside, a directory with an image.json,
     /// or single files.
     Import(ImportArgs),
+    /// Make an image of an instance and all its disks.
+    Create(CreateArgs),
+    /// Change an image, for instances to come.
+    Modify(ModifyArgs),
+    /// Say that an image should not be used any more.
+    Deprecate(DeprecateArgs),
     /// List images.
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -97,6 +106,18 @@ pub async fn dispatch(
 ) -> Result<(), Failure> {
     match command {
         ImageCommand::Import(args) => import(client, output, args).await,
+        ImageCommand::Create(args) => {
+            let image = image_change::create(client, args).await?;
+            print_made(output, "CreateImageResponse", image)
+        }
+        ImageCommand::Modify(args) => {
+            let image = image_change::modify(client, args).await?;
+            print_made(output, "ModifyImageAttributeResponse", image)
+        }
+        ImageCommand::Deprecate(args) => {
+            let image = image_change::deprecate(client, args).await?;
+            print_made(output, "EnableImageDeprecationResponse", image)
+        }
         ImageCommand::List(args) => list(client, output, args).await,
         ImageCommand::Show(args) => show(client, output, args).await,
         ImageCommand::Deregister(args) => deregister(client, args).await,
@@ -251,6 +272,17 @@ async fn deregister(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// All answers with one image have the same form.
+fn print_made(output: Output, message: &str, image: Image) -> Result<(), Failure> {
+    match output {
+        Output::Json => {
+            let answer = CreateImageResponse { image: Some(image) };
+            output::json(message, &answer)
+        }
+        Output::Table => print_images(&[image]),
+    }
+}
+
 fn print_json(images: Vec<Image>) -> Result<(), Failure> {
     output::json(
         "DescribeImagesResponse",
@@ -294,6 +326,16 @@ fn print_one(image: &Image) -> Result<(), Failure> {
         .iter()
         .map(|tag| format!("{}={}", tag.key, tag.value))
         .collect();
+    let disks: Vec<String> = image
+        .block_devices
+        .iter()
+        .map(|disk| {
+            let size = human::bytes(disk.size_bytes);
+            format!("{} {size} {}", disk.device_name, disk.snapshot_id)
+                .trim_end()
+                .to_owned()
+        })
+        .collect();
     output::fields(vec![
         ("Image", image.image_id.clone()),
         ("Name", image.name.clone()),
@@ -306,6 +348,16 @@ fn print_one(image: &Image) -> Result<(), Failure> {
             if image.has_initrd { "yes" } else { "no" }.to_owned(),
         ),
         ("Root", root_size(image)),
+        ("Disks", disks.join("\n")),
+        ("Made of", image.source_instance_id.clone()),
+        (
+            "Deprecated from",
+            image
+                .deprecation_time
+                .as_ref()
+                .map(|time| Timestamp { nanos: 0, ..*time }.to_string())
+                .unwrap_or_default(),
+        ),
         ("Created", human::time_and_age(image.create_time.as_ref())),
         ("Tags", tags.join("\n")),
         ("Owner", image.owner_id.clone()),
