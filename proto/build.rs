@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["common", "event", "image", "instance", "volume"]
+    let files = ["common", "event", "image", "instance", "snapshot", "volume"]
         .map(|name| format!("hearth/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");

@@ -6,9 +6,6 @@ use crate::{
     busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue, shutdown::Shutdown,
 };
 
-/// The account that owns everything that comes over the local socket.
-pub const LOCAL_OWNER: &str = "local";
-
 /// One per daemon.
 pub struct Context {
     pub settings: Settings,

@@ -51,24 +51,28 @@ reasons! {
     ImageNotFound = "InvalidAMIID.NotFound", NotFound;
     /// Not the shape of an image id.
     ImageIdMalformed = "InvalidAMIID.Malformed", InvalidArgument;
-    /// No such snapshot.
-    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
-    /// Not the shape of a snapshot id.
-    SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
     /// The image is not (or no longer) there to be used.
     ImageUnavailable = "InvalidAMIID.Unavailable", FailedPrecondition;
     /// The owner has an image of this name.
     ImageNameDuplicate = "InvalidAMIName.Duplicate", AlreadyExists;
     /// Not allowed in an image's name.
     ImageNameMalformed = "InvalidAMIName.Malformed", InvalidArgument;
+    /// No such snapshot.
+    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
+    /// Not the shape of a snapshot id.
+    SnapshotIdMalformed = "InvalidSnapshotID.Malformed", InvalidArgument;
+    /// An image uses the snapshot.
+    SnapshotInUse = "InvalidSnapshot.InUse", FailedPrecondition;
     /// The volume is attached to an instance.
     VolumeInUse = "VolumeInUse", FailedPrecondition;
     /// The tap is another instance's.
     NetworkInterfaceInUse = "InvalidNetworkInterface.InUse", FailedPrecondition;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
-    /// The volume's state does not allow it.
+    /// The volume's or the snapshot's state does not allow it.
     IncorrectState = "IncorrectState", FailedPrecondition;
+    /// The object is somebody else's, and shared for use only.
+    UnauthorizedOperation = "UnauthorizedOperation", PermissionDenied;
     /// A field's value is not allowed.
     InvalidParameterValue = "InvalidParameterValue", InvalidArgument;
     /// A field that must be given is not.

@@ -27,6 +27,8 @@ pub struct Event {
     pub time: Millis,
     /// `instance.state`, ...
     pub kind: String,
+    /// The account whose object it is about.
+    pub owner: String,
     pub resource_id: String,
     pub previous_state: String,
     pub state: String,
@@ -38,6 +40,7 @@ pub struct Event {
 #[derive(Clone, Debug)]
 pub struct NewEvent {
     pub kind: &'static str,
+    pub owner: String,
     pub resource_id: String,
     pub previous_state: String,
     pub state: String,
@@ -47,9 +50,16 @@ pub struct NewEvent {
 
 impl NewEvent {
     /// A change of state; `previous` is empty for what is new.
-    pub fn state(kind: &'static str, resource_id: &str, previous: &str, state: &str) -> Self {
+    pub fn state(
+        kind: &'static str,
+        owner: &str,
+        resource_id: &str,
+        previous: &str,
+        state: &str,
+    ) -> Self {
         Self {
             kind,
+            owner: owner.to_owned(),
             resource_id: resource_id.to_owned(),
             previous_state: previous.to_owned(),
             state: state.to_owned(),
@@ -71,6 +81,7 @@ impl NewEvent {
             sequence,
             time,
             kind: self.kind.to_owned(),
+            owner: self.owner,
             resource_id: self.resource_id,
             previous_state: self.previous_state,
             state: self.state,
@@ -189,7 +200,13 @@ mod tests {
     async fn happen(db: &Db, count: usize) {
         db.write(move |tx| {
             for _ in 0..count {
-                tx.event(NewEvent::state("volume.state", "vol-1", "", "creating"));
+                tx.event(NewEvent::state(
+                    "volume.state",
+                    "local",
+                    "vol-1",
+                    "",
+                    "creating",
+                ));
             }
             Ok::<_, DbError>(())
         })

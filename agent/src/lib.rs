@@ -4,7 +4,7 @@
 //!
 //! - [`server`]: the socket, the services, the shutdown.
 //! - `api`: one thin handler per call: wire types in, wire types out, nothing else.
-//! - `instances`, `volumes`, `images`, `console`: what the calls mean.
+//! - `instances`, `volumes`, `snapshots`, `images`, `console`: what the calls mean.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
@@ -17,6 +17,7 @@ pub mod boot_finder;
 pub mod config;
 pub mod server;
 
+mod accounts;
 mod api;
 mod blocking;
 mod busy;
@@ -32,7 +33,9 @@ mod instance_types;
 mod instances;
 mod query;
 mod reconcile;
+mod sharing;
 mod shutdown;
+mod snapshots;
 mod tags;
 mod time;
 mod tokens;

@@ -29,6 +29,7 @@ use crate::{
     images::{self, model::ImageState},
     instances::Instances,
     shutdown::Shutdown,
+    snapshots,
     time::Millis,
     volumes::{self, model::VolumeState},
 };
@@ -52,12 +53,10 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
         .read(|c| db::images::in_state(c, ImageState::Pending))
         .await?;
     for image in pending {
-        // Those of instances are taken back when the instances are looked after again.
-        if image.source_instance_id.is_none() {
-            tracing::info!(image = image.id, "its import was cut off; taken back");
-            images::undo(context, image).await?;
-        }
+        tracing::info!(image = image.id, "its making was cut off; taken back");
+        images::undo(context, image).await?;
     }
+    snapshots::delete::undo_cut_off(context).await?;
     for volume in context
         .db
         .read(|c| db::volumes::in_state(c, VolumeState::Creating))
@@ -108,7 +107,7 @@ async fn remove_unreachable_layers(context: &Context) {
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
     instances.revive().await?;
     finish_volumes(context).await?;
-    images::create::take_back_cut_off(context, instances).await?;
+    snapshots::delete::reconcile(context, instances).await?;
     for image in context
         .db
         .read(|c| db::images::in_state(c, ImageState::Deregistered))
@@ -237,11 +236,11 @@ async fn remove_ownerless_snapshots(context: &Context) -> ApiResult<()> {
         .await?
         .map_err(|error| ApiError::from_store(&error, "", "listing snapshots"))?;
     let images = owned(context, db::images::ids).await?;
-    let disks = owned(context, db::images::snapshot_ids).await?;
+    let snapshots = owned(context, db::snapshots::ids).await?;
     for id in seen {
         let name = id.to_string();
         if ownerless(context, Kind::Image, &name, &images)
-            || ownerless(context, Kind::Snapshot, &name, &disks)
+            || ownerless(context, Kind::Snapshot, &name, &snapshots)
         {
             tracing::info!(snapshot = name, "belongs to nobody; removed from the store");
             remove_snapshot(context, id).await?;

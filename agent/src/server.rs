@@ -19,7 +19,8 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -28,7 +29,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    api::{events::Events, images::ImageApi, instances::InstanceApi, volumes::VolumeApi},
+    api::{
+        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
+        volumes::VolumeApi,
+    },
     busy::Busy,
     config::Settings,
     context::Context,
@@ -200,6 +204,11 @@ async fn router(
         context: context.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let snapshot_api = SnapshotServiceServer::new(SnapshotApi {
+        context: context.clone(),
+        instances: instances.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
     let image_api = ImageServiceServer::new(ImageApi {
         context: context.clone(),
         instances: instances.clone(),
@@ -214,6 +223,9 @@ async fn router(
         .set_serving::<InstanceServiceServer<InstanceApi>>()
         .await;
     health.set_serving::<VolumeServiceServer<VolumeApi>>().await;
+    health
+        .set_serving::<SnapshotServiceServer<SnapshotApi>>()
+        .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
@@ -225,6 +237,7 @@ async fn router(
     Ok(Server::builder()
         .add_service(instance_api)
         .add_service(volume_api)
+        .add_service(snapshot_api)
         .add_service(image_api)
         .add_service(event_api)
         .add_service(health_service)

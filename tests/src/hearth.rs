@@ -13,7 +13,7 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    volume_service_client::VolumeServiceClient,
+    snapshot_service_client::SnapshotServiceClient, volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
@@ -105,6 +105,11 @@ impl Hearth {
     /// A client of the volume service.
     pub fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the snapshot service.
+    pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel.clone())
     }
 
     /// A client of the image service.

@@ -28,6 +28,7 @@
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
 //! hangs, and say nothing about speed.
 
+mod accounts;
 pub mod broken;
 mod console;
 mod errors;
@@ -48,6 +49,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use accounts::as_account;
 pub use console::Console;
 pub use errors::Expect;
 pub use guest::Guest;

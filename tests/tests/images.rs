@@ -7,13 +7,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
-    BlockDeviceMapping, BootProtocol, CreateImageBlockDevice, CreateImageRequest,
-    CreateVolumeRequest, DeregisterImageRequest, DescribeImagesRequest,
-    DisableImageDeprecationRequest, EnableImageDeprecationRequest, Image, ImageState,
-    InstanceState, ModifyImageAttributeRequest, RunInstancesRequest,
+    BlockDeviceMapping, BootProtocol, CopyImageRequest, CreateImageBlockDevice, CreateImageRequest,
+    CreateSnapshotRequest, CreateSnapshotsRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteSnapshotResponse, DeregisterImageRequest, DescribeImagesRequest,
+    DescribeInstancesRequest, DescribeSnapshotsRequest, DisableImageDeprecationRequest, DiskFormat,
+    EnableImageDeprecationRequest, Image, ImageState, ImportVolumeHeader, InstanceState,
+    ModifyImageAttributeRequest, ModifyLaunchPermissionRequest, PermissionChange,
+    RegisterImageBlockDevice, RegisterImageRequest, RunInstancesRequest, TerminateInstancesRequest,
 };
-use hearth_tests::{Expect, Guest, Hearth, Probe, eventually, needs_kvm, probe, store};
-use tonic::Code;
+use hearth_tests::{
+    Expect, Guest, Hearth, Probe, eventually, needs_kvm, probe, root_disk::RootDisk, store,
+    volume_stream,
+};
+use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
 
 /// Size of the root of the image used here, in bytes, and the seed of the pattern on it.
 const ROOT: usize = 8 << 20;
@@ -80,6 +86,45 @@ async fn images(hearth: &Hearth) -> Result<Vec<Image>> {
     Ok(answer.into_inner().images)
 }
 
+async fn deregister(hearth: &Hearth, image_id: &str) -> Result<()> {
+    let request = DeregisterImageRequest {
+        image_id: image_id.to_owned(),
+    };
+    hearth.images().deregister_image(request).await?;
+    Ok(())
+}
+
+fn snapshots_of(image: &Image) -> Vec<String> {
+    let disks = image.block_devices.iter();
+    disks.map(|disk| disk.snapshot_id.clone()).collect()
+}
+
+/// The ids of all snapshots, in the order of their creation.
+async fn all_snapshots(hearth: &Hearth) -> Result<Vec<String>> {
+    let all = DescribeSnapshotsRequest::default();
+    let answer = hearth.snapshots().describe_snapshots(all).await?;
+    let snapshots = answer.into_inner().snapshots.into_iter();
+    Ok(snapshots.map(|snapshot| snapshot.snapshot_id).collect())
+}
+
+async fn delete_snapshot(
+    hearth: &Hearth,
+    id: &str,
+) -> Result<Response<DeleteSnapshotResponse>, Status> {
+    let request = DeleteSnapshotRequest {
+        snapshot_id: id.to_owned(),
+    };
+    hearth.snapshots().delete_snapshot(request).await
+}
+
+/// The same call of another account.
+fn of_account<T>(account: &'static str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let name = MetadataValue::from_static(account);
+    request.metadata_mut().insert("hearth-account", name);
+    request
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_a_running_instance_has_all_its_disks() -> Result<()> {
     needs_kvm!();
@@ -117,12 +162,22 @@ async fn an_image_of_a_running_instance_has_all_its_disks() -> Result<()> {
     let described = second.guest.describe().await?;
     ensure!(described.block_devices.len() == 2, "{described:?}");
 
-    // Taken away, the image leaves them alone; its disks go with the last that needs them.
-    let image_id = image.image_id;
-    hearth
-        .images()
-        .deregister_image(DeregisterImageRequest { image_id })
-        .await?;
+    // Its snapshots can't go before it.
+    let snapshots: Vec<_> = snapshots_of(&image);
+    let in_use = Expect {
+        code: Code::FailedPrecondition,
+        reason: "InvalidSnapshot.InUse",
+        field: "snapshot_id",
+    };
+    let message = in_use.check(delete_snapshot(&hearth, &snapshots[1]).await)?;
+    ensure!(message.contains(&image.image_id), "{message}");
+
+    // Taken away, the image leaves instances and snapshots alone.
+    deregister(&hearth, &image.image_id).await?;
+    ensure!(all_snapshots(&hearth).await? == snapshots);
+    for id in &snapshots {
+        delete_snapshot(&hearth, id).await?;
+    }
     second.guest.stop_by_force().await?;
     second.start().await?;
     verify_both(&mut second).await?;
@@ -366,7 +421,8 @@ async fn when_the_agent_dies_the_instance_runs_again_and_the_image_is_there_or_n
     let before = images(&hearth).await?.len();
     for (step, made) in [
         ("image.row-creating", false),
-        ("image.instance-stopped", false),
+        ("snapshot.instance-stopped", false),
+        ("snapshot.taken", false),
         ("image.snapshots-taken", false),
         ("image.row-available", true),
     ] {
@@ -390,6 +446,14 @@ async fn when_the_agent_dies_the_instance_runs_again_and_the_image_is_there_or_n
             Ok(images.len() == before + 1)
         });
         ensure!(there.await? == made, "{step}");
+        // Snapshots of what is not there are not there either.
+        eventually(async || {
+            let snapshots = all_snapshots(&hearth).await?.len();
+            ensure!(snapshots == if made { 2 } else { 0 }, "{snapshots}");
+            Ok(())
+        })
+        .await
+        .context(step)?;
 
         // The same call again, with the same token.
         let image = create(&hearth, request).await?;
@@ -398,11 +462,10 @@ async fn when_the_agent_dies_the_instance_runs_again_and_the_image_is_there_or_n
         let mut copy = hearth.probe_of(&image.image_id, |_| {}).await?;
         verify_both(&mut copy).await?;
         copy.guest.terminate().await?;
-        let image_id = image.image_id;
-        hearth
-            .images()
-            .deregister_image(DeregisterImageRequest { image_id })
-            .await?;
+        deregister(&hearth, &image.image_id).await?;
+        for id in snapshots_of(&image) {
+            delete_snapshot(&hearth, &id).await?;
+        }
     }
     hearth.finish().await
 }
@@ -455,5 +518,259 @@ async fn boot_settings_may_be_changed_and_an_image_deprecated() -> Result<()> {
     let answer = client.disable_image_deprecation(disable).await?;
     let image = answer.into_inner().image.context("no image")?;
     assert_eq!(image.deprecation_time, None);
+    hearth.finish().await
+}
+
+/// Snapshots of both disks of a stopped instance.
+async fn snapshots(hearth: &Hearth, instance_id: &str) -> Result<Vec<String>> {
+    let request = CreateSnapshotsRequest {
+        instance_id: instance_id.to_owned(),
+        ..Default::default()
+    };
+    let answer = hearth.snapshots().create_snapshots(request).await?;
+    let snapshots = answer.into_inner().snapshots.into_iter();
+    Ok(snapshots.map(|snapshot| snapshot.snapshot_id).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_registered_of_snapshots_with_the_kernel_of_another() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut original = two_disks(&hearth).await?;
+    write_both(&mut original).await?;
+    let stopped = original.guest.stop_by_force().await?;
+    let taken = snapshots(&hearth, &stopped.instance_id).await?;
+    let good = RegisterImageRequest {
+        name: "registered".to_owned(),
+        root_snapshot_id: taken[0].clone(),
+        block_devices: vec![RegisterImageBlockDevice {
+            device_name: "/dev/vdb".to_owned(),
+            snapshot_id: taken[1].clone(),
+            delete_on_termination: true,
+        }],
+        kernel_image_id: stopped.image_id.clone(),
+        client_token: "once".to_owned(),
+        ..Default::default()
+    };
+    let mut client = hearth.images();
+    let answer = client.register_image(good.clone()).await?.into_inner();
+    let image = answer.image.context("no image")?;
+    assert_eq!(snapshots_of(&image), taken);
+    let again = client.register_image(good.clone()).await?.into_inner();
+    assert_eq!(again.image.as_ref(), Some(&image));
+    let mut copy = hearth.probe_of(&image.image_id, |_| {}).await?;
+    verify_both(&mut copy).await?;
+
+    // The probe's root has no file system, so no kernel either.
+    let count = images(&hearth).await?.len();
+    let other = RegisterImageRequest {
+        name: "other".to_owned(),
+        client_token: String::new(),
+        ..good
+    };
+    let twice = vec![other.block_devices[0].clone(); 2];
+    let none = "snap-0123456789abcdef0".to_owned();
+    let cases = [
+        (
+            RegisterImageRequest {
+                kernel_image_id: String::new(),
+                ..other.clone()
+            },
+            Expect::invalid("InvalidParameterValue", "root_snapshot_id"),
+        ),
+        (
+            RegisterImageRequest {
+                root_snapshot_id: String::new(),
+                ..other.clone()
+            },
+            Expect::invalid("MissingParameter", "root_snapshot_id"),
+        ),
+        (
+            RegisterImageRequest {
+                root_snapshot_id: none,
+                ..other.clone()
+            },
+            Expect {
+                code: Code::NotFound,
+                reason: "InvalidSnapshot.NotFound",
+                field: "root_snapshot_id",
+            },
+        ),
+        (
+            RegisterImageRequest {
+                block_devices: twice,
+                ..other.clone()
+            },
+            Expect::invalid("InvalidParameterValue", "block_devices[1].device_name"),
+        ),
+        (
+            RegisterImageRequest {
+                kernel_image_id: "img-0123456789abcdef0".to_owned(),
+                ..other.clone()
+            },
+            Expect {
+                code: Code::NotFound,
+                reason: "InvalidAMIID.NotFound",
+                field: "kernel_image_id",
+            },
+        ),
+    ];
+    for (request, expected) in cases {
+        expected.check(client.register_image(request).await)?;
+        ensure!(images(&hearth).await?.len() == count);
+    }
+    // Somebody else's snapshots are not there at all.
+    let foreign = Expect {
+        code: Code::NotFound,
+        reason: "InvalidSnapshot.NotFound",
+        field: "root_snapshot_id",
+    };
+    let of_other = of_account("other", other);
+    foreign.check(client.register_image(of_other).await)?;
+
+    deregister(&hearth, &image.image_id).await?;
+    assert_eq!(all_snapshots(&hearth).await?, taken);
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_registered_of_a_root_that_has_its_kernel_inside() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let (_folder, disk) = RootDisk::base()?
+        .with_kernel("/boot/vmlinuz-6.12")?
+        .with_text("/etc/kernel/cmdline", "quiet")?
+        .plain()?;
+    let header = ImportVolumeHeader {
+        length_bytes: std::fs::metadata(&disk)?.len(),
+        format: DiskFormat::Raw.into(),
+        ..Default::default()
+    };
+    let stream = tokio_stream::iter(volume_stream(header, &std::fs::read(&disk)?));
+    let volume = hearth.volumes().import_volume(stream).await?.into_inner();
+    let volume_id = volume.volume.context("no volume")?.volume_id;
+    let request = CreateSnapshotRequest {
+        volume_id,
+        ..Default::default()
+    };
+    let answer = hearth.snapshots().create_snapshot(request).await?;
+    let snapshot = answer.into_inner().snapshot.context("no snapshot")?;
+    let request = RegisterImageRequest {
+        name: "found".to_owned(),
+        root_snapshot_id: snapshot.snapshot_id,
+        ..Default::default()
+    };
+    let answer = hearth.images().register_image(request).await?;
+    let image = answer.into_inner().image.context("no image")?;
+    assert_eq!(image.kernel_args, "root=/dev/vda quiet console=ttyS0");
+    assert_eq!(image.state(), ImageState::Available);
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let mut original = two_disks(&hearth).await?;
+    write_both(&mut original).await?;
+    let live = CreateImageRequest {
+        no_reboot: true,
+        ..request(&original.guest.id, "shared")
+    };
+    let image = create(&hearth, live).await?;
+    let copy_of = CopyImageRequest {
+        source_image_id: image.image_id.clone(),
+        name: "shared".to_owned(),
+        ..Default::default()
+    };
+    let mut client = hearth.images();
+    let foreign = Expect {
+        code: Code::NotFound,
+        reason: "InvalidAMIID.NotFound",
+        field: "source_image_id",
+    };
+    let refused = client
+        .copy_image(of_account("other", copy_of.clone()))
+        .await;
+    foreign.check(refused)?;
+
+    let share = ModifyLaunchPermissionRequest {
+        image_id: image.image_id.clone(),
+        launch_permission: Some(PermissionChange {
+            add_accounts: vec!["other".to_owned()],
+            ..Default::default()
+        }),
+    };
+    client.modify_launch_permission(share).await?;
+    let copied = client.copy_image(of_account("other", copy_of)).await?;
+    let copied = copied.into_inner().image.context("no image")?;
+    assert_eq!(copied.owner_id, "other");
+    assert_eq!(copied.block_devices.len(), 2);
+
+    // Deprecated, the shared one is listed no longer, unless it is asked for.
+    let soon = SystemTime::now() + Duration::from_secs(1);
+    let deprecate = EnableImageDeprecationRequest {
+        image_id: image.image_id.clone(),
+        deprecate_at: Some(soon.into()),
+    };
+    client.enable_image_deprecation(deprecate).await?;
+    eventually(async || {
+        let all = of_account("other", DescribeImagesRequest::default());
+        let listed = hearth.images().describe_images(all).await?.into_inner();
+        let ids: Vec<_> = listed.images.iter().map(|image| &image.image_id).collect();
+        ensure!(ids == [&copied.image_id], "{ids:?}");
+        Ok(())
+    })
+    .await?;
+    let asked_for = DescribeImagesRequest {
+        include_deprecated: true,
+        ..Default::default()
+    };
+    let listed = client
+        .describe_images(of_account("other", asked_for))
+        .await?;
+    ensure!(listed.into_inner().images.len() == 2);
+    // Its owner sees it as before.
+    let own = images(&hearth).await?;
+    ensure!(
+        own.iter().any(|one| one.image_id == image.image_id),
+        "{own:#?}"
+    );
+
+    // Gone with all its snapshots, it leaves the copy whole.
+    deregister(&hearth, &image.image_id).await?;
+    for id in snapshots_of(&image) {
+        delete_snapshot(&hearth, &id).await?;
+    }
+    let run = RunInstancesRequest {
+        image_id: copied.image_id,
+        memory_mib: 32,
+        ..Default::default()
+    };
+    let ran = hearth
+        .instances()
+        .run_instances(of_account("other", run))
+        .await?;
+    let id = ran.into_inner().instances[0].instance_id.clone();
+    let all = DescribeInstancesRequest {
+        instance_ids: vec![id.clone()],
+        ..Default::default()
+    };
+    eventually(async || {
+        let answer = hearth
+            .instances()
+            .describe_instances(of_account("other", all.clone()));
+        let state = answer.await?.into_inner().instances[0].state();
+        ensure!(state == InstanceState::Running, "{state:?}");
+        Ok(())
+    })
+    .await?;
+    let end = TerminateInstancesRequest {
+        instance_ids: vec![id],
+    };
+    hearth
+        .instances()
+        .terminate_instances(of_account("other", end))
+        .await?;
     hearth.finish().await
 }

@@ -13,6 +13,8 @@ use crate::{
         model::{BootProtocol, Image, ImageState},
     },
     instances::{InstanceView, STOP_PATIENCE, devices, driver::Change, state::InstanceState},
+    sharing::{Change as PermissionChange, Permissions},
+    snapshots::model::{Snapshot, SnapshotState},
     tags::Tag,
     time::Millis,
     volumes::{
@@ -192,6 +194,30 @@ pub fn volume(view: VolumeView) -> v1::Volume {
         tags: tags_out(volume.tags),
         client_token: volume.client_token,
         allocated_bytes,
+        snapshot_id: volume.snapshot_id.unwrap_or_default(),
+    }
+}
+
+pub fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
+    let (state, progress) = match snapshot.state {
+        SnapshotState::Pending => (v1::SnapshotState::Pending, 0),
+        SnapshotState::Completed => (v1::SnapshotState::Completed, 100),
+        SnapshotState::Error => (v1::SnapshotState::Error, 0),
+        SnapshotState::Deleting => (v1::SnapshotState::Deleting, 0),
+    };
+    v1::Snapshot {
+        snapshot_id: snapshot.id,
+        owner_id: snapshot.owner,
+        state: state.into(),
+        state_message: snapshot.state_message,
+        progress,
+        volume_id: snapshot.volume_id,
+        source_snapshot_id: snapshot.source_id.unwrap_or_default(),
+        size_bytes: snapshot.size_bytes,
+        description: snapshot.description,
+        create_time: Some(snapshot.create_time.into()),
+        tags: tags_out(snapshot.tags),
+        client_token: snapshot.client_token,
     }
 }
 
@@ -241,6 +267,27 @@ pub fn image(image: Image) -> v1::Image {
         create_time: Some(image.create_time.into()),
         tags: tags_out(image.tags),
         client_token: image.client_token,
+    }
+}
+
+/// What is to change of an object's permissions.
+pub fn permission_change(
+    change: Option<v1::PermissionChange>,
+    field: &'static str,
+) -> PermissionChange {
+    let change = change.unwrap_or_default();
+    PermissionChange {
+        add: change.add_accounts,
+        remove: change.remove_accounts,
+        public: change.public,
+        field,
+    }
+}
+
+pub fn permissions(permissions: Permissions) -> v1::Permissions {
+    v1::Permissions {
+        accounts: permissions.accounts,
+        public: permissions.public,
     }
 }
 

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::{
+    accounts::Account,
     context::Context,
     error::{ApiError, Reason},
     events::{Event, Watcher},
@@ -30,6 +31,7 @@ impl EventService for Events {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
         let mut watcher = Watcher::start(self.context.db.clone(), request.after_sequence).await?;
         let (sender, receiver) = mpsc::channel(WAITING);
@@ -46,7 +48,9 @@ impl EventService for Events {
                     }
                 };
                 let message = match next {
-                    Ok(Some(event)) if wanted(&event, &request) => Ok(convert::event(event)),
+                    Ok(Some(event)) if account.owns(&event.owner) && wanted(&event, &request) => {
+                        Ok(convert::event(event))
+                    }
                     Ok(Some(_)) => continue,
                     Ok(None) => return,
                     Err(error) => Err(ApiError::from(error).into()),

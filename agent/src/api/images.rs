@@ -7,17 +7,21 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
-    context::{Context, LOCAL_OWNER},
+    accounts::{Account, Named},
+    context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     images::{
         self,
+        copy::{self, CopyRequest},
         create::{self, CreateRequest, DiskChange},
         import::{self, ImportRequest},
         model::Image,
         modify::{self, ModifyRequest},
+        register::{self, DiskOf, RegisterRequest},
     },
     instances::Instances,
+    sharing,
     tokens::ClientToken,
     transfer,
 };
@@ -28,9 +32,9 @@ pub struct ImageApi {
     pub instances: Arc<Instances>,
 }
 
-fn create_request(request: v1::CreateImageRequest) -> ApiResult<CreateRequest> {
+fn create_request(owner: String, request: v1::CreateImageRequest) -> ApiResult<CreateRequest> {
     let token = ClientToken::of(
-        LOCAL_OWNER,
+        &owner,
         create::CREATE,
         &request.client_token,
         "client_token",
@@ -43,6 +47,7 @@ fn create_request(request: v1::CreateImageRequest) -> ApiResult<CreateRequest> {
         delete_on_termination: device.delete_on_termination,
     });
     Ok(CreateRequest {
+        owner,
         instance_id: request.instance_id,
         name: request.name,
         description: request.description,
@@ -55,9 +60,59 @@ fn create_request(request: v1::CreateImageRequest) -> ApiResult<CreateRequest> {
     })
 }
 
-fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
+fn register_request(
+    owner: String,
+    request: v1::RegisterImageRequest,
+) -> ApiResult<RegisterRequest> {
     let token = ClientToken::of(
-        LOCAL_OWNER,
+        &owner,
+        register::REGISTER,
+        &request.client_token,
+        "client_token",
+        &request,
+    )?;
+    let disks = request.block_devices.into_iter().map(|device| DiskOf {
+        device_name: device.device_name,
+        snapshot_id: device.snapshot_id,
+        delete_on_termination: device.delete_on_termination,
+    });
+    Ok(RegisterRequest {
+        owner,
+        name: request.name,
+        description: request.description,
+        root_snapshot_id: request.root_snapshot_id,
+        disks: disks.collect(),
+        kernel_image_id: request.kernel_image_id,
+        kernel_args: request.kernel_args,
+        boot_protocol: convert::boot_protocol(request.boot_protocol, "boot_protocol")?,
+        tags: convert::tags_in(request.tags),
+        client_token: request.client_token,
+        token,
+    })
+}
+
+fn copy_request(owner: String, request: v1::CopyImageRequest) -> ApiResult<CopyRequest> {
+    let token = ClientToken::of(
+        &owner,
+        copy::COPY,
+        &request.client_token,
+        "client_token",
+        &request,
+    )?;
+    Ok(CopyRequest {
+        owner,
+        source_image_id: request.source_image_id,
+        name: request.name,
+        description: request.description,
+        tags: convert::tags_in(request.tags),
+        client_token: request.client_token,
+        token,
+    })
+}
+
+fn import_request(owner: String, header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
+    let token = ClientToken::of(
+        &owner,
         import::IMPORT,
         &header.client_token,
         "header.client_token",
@@ -69,6 +124,7 @@ fn import_request(header: v1::ImportImageHeader) -> ApiResult<ImportRequest> {
     };
     let boot_protocol = convert::boot_protocol(header.boot_protocol, "header.boot_protocol")?;
     Ok(ImportRequest {
+        owner,
         name: header.name,
         description: header.description,
         architecture: header.architecture,
@@ -98,6 +154,7 @@ impl ImageService for ImageApi {
         &self,
         request: Request<Streaming<v1::ImportImageRequest>>,
     ) -> Result<Response<v1::ImportImageResponse>, Status> {
+        let owner = Account::of(&request)?.owner()?;
         let mut stream = request.into_inner();
         let header = match stream.message().await?.and_then(|message| message.message) {
             Some(v1::import_image_request::Message::Header(header)) => header,
@@ -110,7 +167,7 @@ impl ImageService for ImageApi {
                 .into());
             }
         };
-        let request = import_request(header)?;
+        let request = import_request(owner, header)?;
         request.check()?;
         let (feed, body) = transfer::channel(request.declared_bytes());
         let import = import::import(self.context.clone(), request, body);
@@ -124,12 +181,15 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::DescribeImagesRequest>,
     ) -> Result<Response<v1::DescribeImagesResponse>, Status> {
+        let account = Account::of(&request)?;
         let v1::DescribeImagesRequest {
             image_ids,
             filters,
             page,
+            include_deprecated,
         } = request.into_inner();
-        let query = super::query::<Image>(Kind::Image, &image_ids, "image_ids", filters, page)?;
+        let query = super::query::<Image>(account, &image_ids, "image_ids", filters, page)?;
+        let query = query.including_hidden(include_deprecated);
         let page = images::describe(&self.context, query).await?;
         Ok(Response::new(v1::DescribeImagesResponse {
             images: page.objects.into_iter().map(convert::image).collect(),
@@ -141,10 +201,50 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::CreateImageRequest>,
     ) -> Result<Response<v1::CreateImageResponse>, Status> {
-        let request = create_request(request.into_inner())?;
+        let account = Account::of(&request)?;
+        let request = create_request(account.owner()?, request.into_inner())?;
+        let named = Named::own(Kind::Instance, &request.instance_id, "instance_id");
+        account.check(&self.context, vec![named]).await?;
         let (context, instances) = (self.context.clone(), self.instances.clone());
         let image = create::create(context, instances, request).await?;
         Ok(Response::new(v1::CreateImageResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn register_image(
+        &self,
+        request: Request<v1::RegisterImageRequest>,
+    ) -> Result<Response<v1::RegisterImageResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = register_request(account.owner()?, request.into_inner())?;
+        let own = |id: &str, field: &str| Named::own(Kind::Snapshot, id, field);
+        let mut named = vec![
+            own(&request.root_snapshot_id, "root_snapshot_id"),
+            Named::usable(Kind::Image, &request.kernel_image_id, "kernel_image_id"),
+        ];
+        for (index, disk) in request.disks.iter().enumerate() {
+            let field = format!("block_devices[{index}].snapshot_id");
+            named.push(own(&disk.snapshot_id, &field));
+        }
+        account.check(&self.context, named).await?;
+        let image = register::register(self.context.clone(), request).await?;
+        Ok(Response::new(v1::RegisterImageResponse {
+            image: Some(convert::image(image)),
+        }))
+    }
+
+    async fn copy_image(
+        &self,
+        request: Request<v1::CopyImageRequest>,
+    ) -> Result<Response<v1::CopyImageResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = copy_request(account.owner()?, request.into_inner())?;
+        let named = Named::usable(Kind::Image, &request.source_image_id, "source_image_id");
+        account.check(&self.context, vec![named]).await?;
+        let (context, instances) = (self.context.clone(), self.instances.clone());
+        let image = copy::copy(context, instances, request).await?;
+        Ok(Response::new(v1::CopyImageResponse {
             image: Some(convert::image(image)),
         }))
     }
@@ -153,7 +253,10 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::ModifyImageAttributeRequest>,
     ) -> Result<Response<v1::ModifyImageAttributeResponse>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = Named::own(Kind::Image, &request.image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
         let request = ModifyRequest {
             image_id: request.image_id,
             description: request.description,
@@ -174,7 +277,10 @@ impl ImageService for ImageApi {
         request: Request<v1::EnableImageDeprecationRequest>,
     ) -> Result<Response<v1::EnableImageDeprecationResponse>, Status> {
         const FIELD: &str = "deprecate_at";
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = Named::own(Kind::Image, &request.image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
         let time = request
             .deprecate_at
             .ok_or_else(|| ApiError::field(Reason::MissingParameter, FIELD, "say from when on"))?;
@@ -189,8 +295,11 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::DisableImageDeprecationRequest>,
     ) -> Result<Response<v1::DisableImageDeprecationResponse>, Status> {
-        let id = request.into_inner().image_id;
-        let image = modify::deprecate(&self.context, id, None).await?;
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let named = Named::own(Kind::Image, &request.image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
+        let image = modify::deprecate(&self.context, request.image_id, None).await?;
         Ok(Response::new(v1::DisableImageDeprecationResponse {
             image: Some(convert::image(image)),
         }))
@@ -200,7 +309,38 @@ impl ImageService for ImageApi {
         &self,
         request: Request<v1::DeregisterImageRequest>,
     ) -> Result<Response<v1::DeregisterImageResponse>, Status> {
-        images::deregister(self.context.clone(), request.into_inner().image_id).await?;
+        let account = Account::of(&request)?;
+        let image_id = request.into_inner().image_id;
+        let named = Named::own(Kind::Image, &image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
+        images::deregister(self.context.clone(), image_id).await?;
         Ok(Response::new(v1::DeregisterImageResponse {}))
+    }
+
+    async fn modify_launch_permission(
+        &self,
+        request: Request<v1::ModifyLaunchPermissionRequest>,
+    ) -> Result<Response<v1::ModifyLaunchPermissionResponse>, Status> {
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let change = convert::permission_change(request.launch_permission, "launch_permission");
+        let named = Named::own(Kind::Image, &request.image_id, "image_id");
+        let permissions = sharing::modify(&self.context, &account, named, change).await?;
+        Ok(Response::new(v1::ModifyLaunchPermissionResponse {
+            launch_permission: Some(convert::permissions(permissions)),
+        }))
+    }
+
+    async fn describe_launch_permission(
+        &self,
+        request: Request<v1::DescribeLaunchPermissionRequest>,
+    ) -> Result<Response<v1::DescribeLaunchPermissionResponse>, Status> {
+        let account = Account::of(&request)?;
+        let image_id = request.into_inner().image_id;
+        let named = Named::own(Kind::Image, &image_id, "image_id");
+        let permissions = sharing::describe(&self.context, &account, named).await?;
+        Ok(Response::new(v1::DescribeLaunchPermissionResponse {
+            launch_permission: Some(convert::permissions(permissions)),
+        }))
     }
 }

@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
+    accounts::{Account, Named},
     blocking::carried_through,
     console::{output, session::Session},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     instances::{
@@ -37,24 +38,31 @@ pub struct InstanceApi {
 impl InstanceApi {
     async fn ask(
         &self,
+        account: &Account,
         ids: &[String],
         what: Asked,
         patience: Duration,
     ) -> ApiResult<Vec<(String, Change)>> {
         let ids = Kind::Instance.check_list(ids, "instance_ids")?;
+        let own = |(index, id): (usize, &String)| {
+            Named::own(Kind::Instance, id, format!("instance_ids[{index}]"))
+        };
+        let named = ids.iter().enumerate().map(own).collect();
+        account.check(&self.context, named).await?;
         let instances = self.instances.clone();
         carried_through(async move { instances.ask(ids, what, patience).await }).await
     }
 
-    fn launch_request(request: v1::RunInstancesRequest) -> ApiResult<LaunchRequest> {
+    fn launch_request(owner: String, request: v1::RunInstancesRequest) -> ApiResult<LaunchRequest> {
         let token = ClientToken::of(
-            LOCAL_OWNER,
+            &owner,
             "RunInstances",
             &request.client_token,
             "client_token",
             &request,
         )?;
         Ok(LaunchRequest {
+            owner,
             image_id: request.image_id,
             instance_type: request.instance_type,
             min_count: request.min_count,
@@ -89,6 +97,7 @@ fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
         device_name: mapping.device_name,
         size_gib: mapping.size_gib,
         volume_id: mapping.volume_id,
+        snapshot_id: mapping.snapshot_id,
         delete_on_termination: mapping.delete_on_termination,
         read_only: mapping.read_only,
     }
@@ -100,7 +109,17 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::RunInstancesRequest>,
     ) -> Result<Response<v1::RunInstancesResponse>, Status> {
-        let launch = Self::launch_request(request.into_inner())?;
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let mut named = vec![Named::usable(Kind::Image, &request.image_id, "image_id")];
+        for (index, disk) in request.block_devices.iter().enumerate() {
+            let field = format!("block_devices[{index}].volume_id");
+            named.push(Named::own(Kind::Volume, &disk.volume_id, field));
+            let field = format!("block_devices[{index}].snapshot_id");
+            named.push(Named::usable(Kind::Snapshot, &disk.snapshot_id, field));
+        }
+        account.check(&self.context, named).await?;
+        let launch = Self::launch_request(account.owner()?, request)?;
         let instances = self.instances.clone();
         let views = carried_through(async move { instances.run(launch).await }).await?;
         let instances = views.into_iter().map(convert::instance).collect();
@@ -111,13 +130,14 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::DescribeInstancesRequest>,
     ) -> Result<Response<v1::DescribeInstancesResponse>, Status> {
+        let account = Account::of(&request)?;
         let v1::DescribeInstancesRequest {
             instance_ids,
             filters,
             page,
         } = request.into_inner();
         let query =
-            super::query::<Instance>(Kind::Instance, &instance_ids, "instance_ids", filters, page)?;
+            super::query::<Instance>(account, &instance_ids, "instance_ids", filters, page)?;
         let page = self.instances.describe(query).await?;
         Ok(Response::new(v1::DescribeInstancesResponse {
             instances: page.objects.into_iter().map(convert::instance).collect(),
@@ -129,8 +149,12 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::StartInstancesRequest>,
     ) -> Result<Response<v1::StartInstancesResponse>, Status> {
+        let account = Account::of(&request)?;
         let ids = request.into_inner().instance_ids;
-        let changes = convert::changes(self.ask(&ids, Asked::Start, STOP_PATIENCE).await?);
+        let changes = convert::changes(
+            self.ask(&account, &ids, Asked::Start, STOP_PATIENCE)
+                .await?,
+        );
         Ok(Response::new(v1::StartInstancesResponse { changes }))
     }
 
@@ -138,12 +162,16 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::StopInstancesRequest>,
     ) -> Result<Response<v1::StopInstancesResponse>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
         let patience = convert::stop_patience(request.timeout_seconds, "timeout_seconds")?;
         let asked = Asked::Stop {
             force: request.force,
         };
-        let changes = convert::changes(self.ask(&request.instance_ids, asked, patience).await?);
+        let changes = convert::changes(
+            self.ask(&account, &request.instance_ids, asked, patience)
+                .await?,
+        );
         Ok(Response::new(v1::StopInstancesResponse { changes }))
     }
 
@@ -151,8 +179,10 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::RebootInstancesRequest>,
     ) -> Result<Response<v1::RebootInstancesResponse>, Status> {
+        let account = Account::of(&request)?;
         let ids = request.into_inner().instance_ids;
-        self.ask(&ids, Asked::Reboot, STOP_PATIENCE).await?;
+        self.ask(&account, &ids, Asked::Reboot, STOP_PATIENCE)
+            .await?;
         Ok(Response::new(v1::RebootInstancesResponse {}))
     }
 
@@ -160,8 +190,12 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::TerminateInstancesRequest>,
     ) -> Result<Response<v1::TerminateInstancesResponse>, Status> {
+        let account = Account::of(&request)?;
         let ids = request.into_inner().instance_ids;
-        let changes = convert::changes(self.ask(&ids, Asked::Terminate, STOP_PATIENCE).await?);
+        let changes = convert::changes(
+            self.ask(&account, &ids, Asked::Terminate, STOP_PATIENCE)
+                .await?,
+        );
         Ok(Response::new(v1::TerminateInstancesResponse { changes }))
     }
 
@@ -169,10 +203,11 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<v1::GetConsoleOutputRequest>,
     ) -> Result<Response<v1::GetConsoleOutputResponse>, Status> {
-        let instance = self
-            .instances
-            .get(&request.into_inner().instance_id)
-            .await?;
+        let account = Account::of(&request)?;
+        let id = request.into_inner().instance_id;
+        let named = Named::own(Kind::Instance, &id, "instance_id");
+        account.check(&self.context, vec![named]).await?;
+        let instance = self.instances.get(&id).await?;
         let output = output::tail(&self.context, &instance.id).await?;
         Ok(Response::new(v1::GetConsoleOutputResponse {
             instance_id: instance.id,
@@ -186,6 +221,7 @@ impl InstanceService for InstanceApi {
         &self,
         request: Request<Streaming<v1::ConsoleInput>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let account = Account::of(&request)?;
         let mut input = request.into_inner();
         let open = match input.message().await?.and_then(|message| message.input) {
             Some(v1::console_input::Input::Open(open)) => open,
@@ -198,6 +234,8 @@ impl InstanceService for InstanceApi {
                 .into());
             }
         };
+        let named = Named::own(Kind::Instance, &open.instance_id, "instance_id");
+        account.check(&self.context, vec![named]).await?;
         let instance = self.instances.get(&open.instance_id).await?;
         let no_console = || {
             let word = instance.state.word();

@@ -5,27 +5,28 @@ mod convert;
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod snapshots;
 pub mod volumes;
 
 use hearth_proto::v1;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
+    accounts::Account,
     error::{ApiError, ApiResult, Reason},
-    ids::Kind,
     query::{Described, filter::Filter, page::Query},
     transfer::Feed,
 };
 
 /// What the three Describe calls have in common.
 fn query<T: Described>(
-    kind: Kind,
+    account: Account,
     ids: &[String],
     ids_field: &str,
     filters: Vec<v1::Filter>,
     page: Option<v1::PageRequest>,
 ) -> ApiResult<Query> {
-    let ids = kind.check_optional_list(ids, ids_field)?;
+    let ids = T::KIND.check_optional_list(ids, ids_field)?;
     let filters = filters
         .into_iter()
         .map(|f| Filter {
@@ -34,7 +35,7 @@ fn query<T: Described>(
         })
         .collect();
     let page = page.unwrap_or_default();
-    Query::new::<T>(ids, filters, page.max_results, &page.next_token)
+    Query::new::<T>(account, ids, filters, page.max_results, &page.next_token)
 }
 
 /// Runs an import and the pump that feeds it side by side; the import's result counts, unless

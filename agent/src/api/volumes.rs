@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
-    context::{Context, LOCAL_OWNER},
+    accounts::{Account, Named},
+    context::Context,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     tokens::ClientToken,
@@ -25,15 +26,16 @@ pub struct VolumeApi {
     pub context: Arc<Context>,
 }
 
-fn import_request(header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
+fn import_request(owner: String, header: v1::ImportVolumeHeader) -> ApiResult<ImportRequest> {
     let token = ClientToken::of(
-        LOCAL_OWNER,
+        &owner,
         import::IMPORT,
         &header.client_token,
         "header.client_token",
         &header,
     )?;
     Ok(ImportRequest {
+        owner,
         format: convert::disk_format(header.format, "header.format")?,
         length_bytes: header.length_bytes,
         sha256: header.sha256,
@@ -58,17 +60,24 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::CreateVolumeRequest>,
     ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
+        let owner = account.owner()?;
         let request = request.into_inner();
+        let image = Named::usable(Kind::Image, &request.image_id, "image_id");
+        let snapshot = Named::usable(Kind::Snapshot, &request.snapshot_id, "snapshot_id");
+        account.check(&self.context, vec![image, snapshot]).await?;
         let token = ClientToken::of(
-            LOCAL_OWNER,
+            &owner,
             volumes::CREATE,
             &request.client_token,
             "client_token",
             &request,
         )?;
         let request = CreateRequest {
+            owner,
             size_gib: request.size_gib,
             image_id: request.image_id,
+            snapshot_id: request.snapshot_id,
             tags: convert::tags_in(request.tags),
             client_token: request.client_token,
             token,
@@ -83,6 +92,7 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<Streaming<v1::ImportVolumeRequest>>,
     ) -> Result<Response<v1::ImportVolumeResponse>, Status> {
+        let owner = Account::of(&request)?.owner()?;
         let mut stream = request.into_inner();
         let header = match stream.message().await?.and_then(|message| message.message) {
             Some(v1::import_volume_request::Message::Header(header)) => header,
@@ -95,7 +105,7 @@ impl VolumeService for VolumeApi {
                 .into());
             }
         };
-        let request = import_request(header)?;
+        let request = import_request(owner, header)?;
         request.check()?;
         let (feed, body) = transfer::channel(request.length_bytes);
         let import = import::import(self.context.clone(), request, body);
@@ -109,12 +119,13 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::DescribeVolumesRequest>,
     ) -> Result<Response<v1::DescribeVolumesResponse>, Status> {
+        let account = Account::of(&request)?;
         let v1::DescribeVolumesRequest {
             volume_ids,
             filters,
             page,
         } = request.into_inner();
-        let query = super::query::<Volume>(Kind::Volume, &volume_ids, "volume_ids", filters, page)?;
+        let query = super::query::<Volume>(account, &volume_ids, "volume_ids", filters, page)?;
         let page = volumes::describe(&self.context, query).await?;
         Ok(Response::new(v1::DescribeVolumesResponse {
             volumes: page.objects.into_iter().map(convert::volume).collect(),
@@ -126,10 +137,13 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::GrowVolumeRequest>,
     ) -> Result<Response<v1::GrowVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
         let v1::GrowVolumeRequest {
             volume_id,
             size_gib,
         } = request.into_inner();
+        let named = Named::own(Kind::Volume, &volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
         let volume = volumes::grow(self.context.clone(), volume_id, size_gib).await?;
         Ok(Response::new(v1::GrowVolumeResponse {
             volume: Some(convert::volume(volume)),
@@ -140,7 +154,11 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::DeleteVolumeRequest>,
     ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
-        volumes::delete(self.context.clone(), request.into_inner().volume_id).await?;
+        let account = Account::of(&request)?;
+        let volume_id = request.into_inner().volume_id;
+        let named = Named::own(Kind::Volume, &volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
+        volumes::delete(self.context.clone(), volume_id).await?;
         Ok(Response::new(v1::DeleteVolumeResponse {}))
     }
 
@@ -148,7 +166,13 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::AttachVolumeRequest>,
     ) -> Result<Response<v1::AttachVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = vec![
+            Named::own(Kind::Volume, &request.volume_id, "volume_id"),
+            Named::own(Kind::Instance, &request.instance_id, "instance_id"),
+        ];
+        account.check(&self.context, named).await?;
         let request = AttachRequest {
             volume_id: request.volume_id,
             instance_id: request.instance_id,
@@ -166,7 +190,10 @@ impl VolumeService for VolumeApi {
         &self,
         request: Request<v1::DetachVolumeRequest>,
     ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
+        let account = Account::of(&request)?;
         let volume_id = request.into_inner().volume_id;
+        let named = Named::own(Kind::Volume, &volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
         let volume = attach::detach(self.context.clone(), volume_id).await?;
         Ok(Response::new(v1::DetachVolumeResponse {
             volume: Some(convert::volume(volume)),

@@ -21,8 +21,9 @@ pub fn append(connection: &Connection, events: Vec<NewEvent>) -> DbResult<Vec<Ev
     }
     let time = Millis::now();
     let mut insert = connection.prepare_cached(
-        "INSERT INTO events (time, type, resource_id, previous_state, state, reason_code, message)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO events (time, type, resource_id, previous_state, state, reason_code, message,
+            owner)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     let mut appended = Vec::with_capacity(events.len());
     for event in events {
@@ -33,7 +34,8 @@ pub fn append(connection: &Connection, events: Vec<NewEvent>) -> DbResult<Vec<Ev
             event.previous_state,
             event.state,
             event.reason_code,
-            event.message
+            event.message,
+            event.owner
         ])?;
         let sequence = connection.last_insert_rowid();
         if sequence % PRUNE_EVERY == 0 {
@@ -50,7 +52,8 @@ pub fn append(connection: &Connection, events: Vec<NewEvent>) -> DbResult<Vec<Ev
 /// At most `limit` events after `sequence`, oldest first.
 pub fn after(connection: &Connection, sequence: i64, limit: u32) -> DbResult<Vec<Event>> {
     let mut select = connection.prepare_cached(
-        "SELECT sequence, time, type, resource_id, previous_state, state, reason_code, message
+        "SELECT sequence, time, type, resource_id, previous_state, state, reason_code, message,
+            owner
          FROM events WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
     )?;
     let rows = select.query_map(params![sequence, limit], |row| {
@@ -63,6 +66,7 @@ pub fn after(connection: &Connection, sequence: i64, limit: u32) -> DbResult<Vec
             state: row.get(5)?,
             reason_code: row.get(6)?,
             message: row.get(7)?,
+            owner: row.get(8)?,
         })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)

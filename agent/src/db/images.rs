@@ -11,7 +11,7 @@ use crate::{
 
 const SELECT: &str = "SELECT seq, id, owner, name, description, state, architecture, kernel,
     initrd, kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
-    boot_protocol, source_instance_id, starts_instance, deprecation_time FROM images";
+    boot_protocol, source_instance_id, deprecation_time FROM images";
 
 const STATE_EVENT: &str = "image.state";
 
@@ -20,10 +20,10 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO images (id, owner, name, description, state, architecture, kernel, initrd,
             kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
-            boot_protocol, source_instance_id, starts_instance, deprecation_time)
+            boot_protocol, source_instance_id, deprecation_time)
          VALUES (:id, :owner, :name, :description, :state, :architecture, :kernel, :initrd,
             :kernel_args, :has_root, :root_size_bytes, :create_time, :tags, :client_token,
-            :boot_protocol, :source_instance_id, :starts_instance, :deprecation_time)",
+            :boot_protocol, :source_instance_id, :deprecation_time)",
     )?
     .execute(named_params! {
         ":id": image.id,
@@ -42,13 +42,13 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
         ":client_token": image.client_token,
         ":boot_protocol": image.boot_protocol,
         ":source_instance_id": image.source_instance_id,
-        ":starts_instance": image.starts_instance,
         ":deprecation_time": image.deprecation_time.map(|time| time.0),
     })?;
     image.seq = tx.last_insert_rowid();
     insert_disks(tx, image)?;
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &image.owner,
         &image.id,
         "",
         image.state.word(),
@@ -89,12 +89,22 @@ fn disks(connection: &Connection, image_id: &str) -> DbResult<Vec<ImageDisk>> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// The images, not deregistered, that have a disk of this snapshot.
+pub fn of_snapshot(connection: &Connection, snapshot_id: &str) -> DbResult<Vec<String>> {
+    let mut select = connection.prepare_cached(
+        "SELECT DISTINCT images.id FROM images JOIN image_disks ON image_id = images.id
+         WHERE snapshot_id = ?1 AND state <> 'deregistered' ORDER BY images.seq",
+    )?;
+    let ids = select.query_map([snapshot_id], |row| row.get(0))?;
+    Ok(ids.collect::<Result<_, _>>()?)
+}
+
 /// Stores what changes in an image's life, and the event when its state differs.
 pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
     tx.prepare_cached(
         "UPDATE images SET state = :state, kernel = :kernel, initrd = :initrd,
             kernel_args = :kernel_args, description = :description,
-            boot_protocol = :boot_protocol, starts_instance = :starts_instance,
+            boot_protocol = :boot_protocol,
             deprecation_time = :deprecation_time, root_size_bytes = :root_size_bytes WHERE id = :id",
     )?
     .execute(named_params! {
@@ -105,13 +115,13 @@ pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
         ":kernel_args": after.kernel_args,
         ":description": after.description,
         ":boot_protocol": after.boot_protocol,
-        ":starts_instance": after.starts_instance,
         ":deprecation_time": after.deprecation_time.map(|time| time.0),
         ":root_size_bytes": signed(after.root_size_bytes),
     })?;
     if before.state != after.state {
         tx.event(NewEvent::state(
             STATE_EVENT,
+            &after.owner,
             &after.id,
             before.state.word(),
             after.state.word(),
@@ -124,8 +134,10 @@ pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
 pub fn remove(tx: &mut Tx<'_>, image: &Image) -> DbResult<()> {
     tx.execute("DELETE FROM image_disks WHERE image_id = ?1", [&image.id])?;
     tx.execute("DELETE FROM images WHERE id = ?1", [&image.id])?;
+    super::permissions::forget(tx, &image.id)?;
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &image.owner,
         &image.id,
         image.state.word(),
         "deleted",
@@ -165,11 +177,6 @@ pub fn in_state(connection: &Connection, state: ImageState) -> DbResult<Vec<Imag
 /// Ids of all.
 pub fn ids(connection: &Connection) -> DbResult<Vec<String>> {
     strings(connection, "SELECT id FROM images")
-}
-
-/// Ids of the snapshots that images have.
-pub fn snapshot_ids(connection: &Connection) -> DbResult<Vec<String>> {
-    strings(connection, "SELECT snapshot_id FROM image_disks")
 }
 
 /// SHA-256 names of the kernels and initrds that new instances may need.
@@ -221,7 +228,6 @@ fn image(row: &Row<'_>) -> rusqlite::Result<Image> {
         boot_protocol: row.get(15)?,
         disks: Vec::new(),
         source_instance_id: row.get(16)?,
-        starts_instance: row.get(17)?,
-        deprecation_time: row.get::<_, Option<i64>>(18)?.map(Millis),
+        deprecation_time: row.get::<_, Option<i64>>(17)?.map(Millis),
     })
 }

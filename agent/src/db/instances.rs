@@ -61,6 +61,7 @@ pub fn insert(tx: &mut Tx<'_>, instance: &mut Instance) -> DbResult<()> {
     instance.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &instance.owner,
         &instance.id,
         "",
         instance.state.word(),
@@ -90,6 +91,7 @@ pub fn update(tx: &mut Tx<'_>, before: &Instance, after: &Instance) -> DbResult<
         tx.event(
             NewEvent::state(
                 STATE_EVENT,
+                &after.owner,
                 &after.id,
                 before.state.word(),
                 after.state.word(),

@@ -8,7 +8,9 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod permissions;
 mod schema;
+pub mod snapshots;
 mod states;
 pub mod tokens;
 pub mod volumes;
@@ -25,6 +27,8 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
+#[cfg(test)]
+pub(crate) use schema::migrate;
 pub(crate) use states::state_names;
 
 use crate::events::{Event, NewEvent};
@@ -251,7 +255,7 @@ mod tests {
     use crate::error::{ApiError, Reason};
 
     fn event(id: &str, state: &str) -> NewEvent {
-        NewEvent::state("volume.state", id, "", state)
+        NewEvent::state("volume.state", "local", id, "", state)
     }
 
     #[tokio::test]

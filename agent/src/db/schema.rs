@@ -96,8 +96,32 @@ const STEPS: &[&str] = &[
         created      INTEGER NOT NULL,
         PRIMARY KEY (owner, operation, token)
     ) STRICT, WITHOUT ROWID;",
-    // Images made of instances.
-    "CREATE TABLE image_disks (
+    // 2: accounts. Whatever was there is the local one's.
+    "ALTER TABLE events ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+    CREATE TABLE permissions (
+        resource_id TEXT NOT NULL,
+        account     TEXT NOT NULL,
+        PRIMARY KEY (resource_id, account)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX permissions_by_account ON permissions (account);",
+    // 3: snapshots, and the images that are made of them.
+    "CREATE TABLE snapshots (
+        seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+        id              TEXT NOT NULL UNIQUE,
+        owner           TEXT NOT NULL,
+        state           TEXT NOT NULL,
+        state_message   TEXT NOT NULL,
+        volume_id       TEXT NOT NULL,
+        source_id       TEXT,
+        size_bytes      INTEGER NOT NULL,
+        description     TEXT NOT NULL,
+        create_time     INTEGER NOT NULL,
+        tags            TEXT NOT NULL,
+        client_token    TEXT NOT NULL,
+        starts_instance TEXT
+    ) STRICT;
+    CREATE INDEX snapshots_by_state ON snapshots (state);
+    CREATE TABLE image_disks (
         image_id              TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
         device                TEXT NOT NULL,
         snapshot_id           TEXT NOT NULL,
@@ -106,10 +130,10 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (image_id, device)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX image_disks_by_snapshot ON image_disks (snapshot_id);
-    ALTER TABLE images ADD COLUMN source_instance_id TEXT;
-    ALTER TABLE images ADD COLUMN starts_instance INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE images ADD COLUMN deprecation_time INTEGER;
     ALTER TABLE volumes ADD COLUMN snapshot_id TEXT;",
+    // 4: images of instances, deprecated images.
+    "ALTER TABLE images ADD COLUMN source_instance_id TEXT;
+    ALTER TABLE images ADD COLUMN deprecation_time INTEGER;",
 ];
 
 /// Takes the steps that are missing.

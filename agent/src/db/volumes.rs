@@ -10,7 +10,8 @@ use crate::{
 };
 
 const SELECT: &str = "SELECT seq, id, owner, state, size_bytes, image_id, instance_id, device,
-    delete_on_termination, read_only, create_time, tags, client_token, growing_to, snapshot_id FROM volumes";
+    delete_on_termination, read_only, create_time, tags, client_token, growing_to,
+    snapshot_id FROM volumes";
 
 const STATE_EVENT: &str = "volume.state";
 
@@ -44,6 +45,7 @@ pub fn insert(tx: &mut Tx<'_>, volume: &mut Volume) -> DbResult<()> {
     volume.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &volume.owner,
         &volume.id,
         "",
         volume.state.word(),
@@ -77,7 +79,9 @@ pub fn update(tx: &mut Tx<'_>, before: &Volume, after: &Volume) -> DbResult<()> 
             (None, Some(was)) => format!("detached from {}", was.instance_id),
             (None, None) => String::new(),
         };
-        tx.event(NewEvent::state(STATE_EVENT, &after.id, from, to).because("", &told));
+        tx.event(
+            NewEvent::state(STATE_EVENT, &after.owner, &after.id, from, to).because("", &told),
+        );
     }
     Ok(())
 }
@@ -87,6 +91,7 @@ pub fn remove(tx: &mut Tx<'_>, volume: &Volume) -> DbResult<()> {
     tx.execute("DELETE FROM volumes WHERE id = ?1", [&volume.id])?;
     tx.event(NewEvent::state(
         STATE_EVENT,
+        &volume.owner,
         &volume.id,
         volume.state.word(),
         "deleted",
@@ -137,6 +142,15 @@ pub fn being_made_from(connection: &Connection, image_id: &str) -> DbResult<bool
     Ok(connection
         .prepare_cached("SELECT 1 FROM volumes WHERE state = 'creating' AND image_id = ?1")?
         .query_row([image_id], |_| Ok(()))
+        .optional()?
+        .is_some())
+}
+
+/// Whether a volume is still being made from a snapshot.
+pub fn being_made_from_snapshot(connection: &Connection, snapshot_id: &str) -> DbResult<bool> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM volumes WHERE state = 'creating' AND snapshot_id = ?1")?
+        .query_row([snapshot_id], |_| Ok(()))
         .optional()?
         .is_some())
 }

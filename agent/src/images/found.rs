@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{file::Received, import::check_kernel, snapshot_id};
+use hearth_images::SnapshotId;
+
+use super::{file::Received, import::check_kernel};
 use crate::{
     boot_finder,
     error::{ApiError, ApiResult},
@@ -15,20 +17,21 @@ pub struct Found {
     pub kernel_args: String,
 }
 
-/// Looks inside the root of an image that is in the store already. `kernel_args` are the
-/// caller's, none if empty. Blocks.
+/// Looks inside the root of an image, which is in the store already as `root`. `kernel_args` are
+/// the caller's, none if empty; `field` is what named the root. Blocks.
 pub fn found_in_root(
     store: &hearth_images::Store,
+    root: &SnapshotId,
     tmp: &Path,
     image_id: &str,
     kernel_args: &str,
+    field: &str,
 ) -> ApiResult<Found> {
-    const FIELD: &str = "header.root";
     let (kernel, initrd) = (
         tmp.join(format!("{image_id}.kernel")),
         tmp.join(format!("{image_id}.initrd")),
     );
-    let found = boot_finder::find(store, &snapshot_id(image_id)?, &kernel, &initrd, FIELD);
+    let found = boot_finder::find(store, root, &kernel, &initrd, field);
     // Whatever is in them now is ours to remove.
     let adopt = |path: std::path::PathBuf| match Received::adopt(path) {
         Ok(file) => Ok(Some(file)),
@@ -39,7 +42,7 @@ pub fn found_in_root(
     let found = found?;
     let kernel = kernel
         .ok_or_else(|| ApiError::internal("looking for a kernel", "it was found and is gone"))?;
-    check_kernel(&kernel, FIELD, &format!("{}:", found.words))?;
+    check_kernel(&kernel, field, &format!("{}:", found.words))?;
     tracing::info!(image = image_id, kernel = found.words, "found in its root");
     Ok(Found {
         kernel,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
@@ -38,6 +38,8 @@ const MAX_BOOT_FILE: u64 = 512 << 20;
 /// What a caller says about an image.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub name: String,
     pub description: String,
     pub architecture: String,
@@ -134,7 +136,14 @@ pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -
         }
         crash_point("image.row-pending");
         let result = match receive_all(&context, &pending, request, body).await {
-            Ok(files) => finish(&context, pending.clone(), files).await,
+            Ok(files) => {
+                let named = Image {
+                    kernel_args: files.kernel_args,
+                    root_size_bytes: files.root_size_bytes,
+                    ..pending.clone()
+                };
+                finish(&context, pending.clone(), named, files.kernel, files.initrd).await
+            }
             Err(error) => Err(error),
         };
         if result.is_err() {
@@ -156,11 +165,11 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         let id = ids.first().map(String::as_str).unwrap_or_default();
         return Ok((get(tx, id, "header.client_token")?, false));
     }
-    check_name_free(tx, LOCAL_OWNER, &request.name, "header.name")?;
+    check_name_free(tx, &request.owner, &request.name, "header.name")?;
     let mut image = Image {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         name: request.name.clone(),
         description: request.description.clone(),
         state: ImageState::Pending,
@@ -176,7 +185,6 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         client_token: request.client_token.clone(),
         disks: Vec::new(),
         source_instance_id: None,
-        starts_instance: false,
         deprecation_time: None,
     };
     db::images::insert(tx, &mut image)?;
@@ -252,7 +260,8 @@ fn receive(
     let (kernel, initrd, kernel_args) = match kernel {
         Some(kernel) => (kernel, initrd, request.kernel_args.clone()),
         None => {
-            let found = found_in_root(store, tmp, id, &request.kernel_args)?;
+            let (root, args) = (snapshot_id(id)?, &request.kernel_args);
+            let found = found_in_root(store, &root, tmp, id, args, "header.root")?;
             (found.kernel, found.initrd, found.kernel_args)
         }
     };
@@ -281,15 +290,20 @@ fn root_error(error: &hearth_images::Error) -> ApiError {
     ApiError::from_store(error, field, "importing an image")
 }
 
-/// The files get their names, and the image becomes available.
-async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Image> {
+/// The files get their names, and the image becomes available; `named` is the pending image with
+/// what is known of it now.
+pub(super) async fn finish(
+    context: &Context,
+    pending: Image,
+    named: Image,
+    kernel: Received,
+    initrd: Option<Received>,
+) -> ApiResult<Image> {
     let _held = context.kernels.lock().await;
     let named = Image {
-        kernel: files.kernel.sha256.clone(),
-        initrd: files.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
-        kernel_args: files.kernel_args.clone(),
-        root_size_bytes: files.root_size_bytes,
-        ..pending.clone()
+        kernel: kernel.sha256.clone(),
+        initrd: initrd.as_ref().map(|initrd| initrd.sha256.clone()),
+        ..named
     };
     // The row knows the files before they have their names, so that none is ever without owner.
     let row = named.clone();
@@ -300,7 +314,6 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
     crash_point("image.row-with-files");
     let dir = context.settings.kernels();
     blocking("keeping an image's files", move || {
-        let Files { kernel, initrd, .. } = files;
         kernel.keep(&dir)?;
         initrd.map_or(Ok(()), |initrd| initrd.keep(&dir))
     })
@@ -326,6 +339,7 @@ mod tests {
 
     fn request() -> ImportRequest {
         ImportRequest {
+            owner: "local".to_owned(),
             name: "debian 12 (x86)".to_owned(),
             description: String::new(),
             architecture: String::new(),

@@ -1,12 +1,15 @@
 //! Images: what instances are made from.
 //!
 //! - [`create`]: an image of an instance
+//! - [`register`]: an image of snapshots
+//! - [`copy`]: another image of the same disks
 //! - [`modify`]: what may be changed later
 //! - [`import`]: an image from files that a caller sends
 //! - [`found`]: the kernel inside of an image's root
 //! - [`kernel`]: is it a kernel at all?
 //! - [`file`]: one file of the stream, checked on its way to the disk
 
+pub mod copy;
 pub mod create;
 pub mod file;
 pub mod found;
@@ -14,6 +17,7 @@ pub mod import;
 pub mod kernel;
 pub mod model;
 pub mod modify;
+pub mod register;
 
 use std::{collections::HashSet, fs, io, sync::Arc};
 
@@ -32,7 +36,9 @@ use crate::{
         page::{Page, Query},
         tags_weight,
     },
+    snapshots::model::{Snapshot, SnapshotState},
     tags::Tag,
+    time::Millis,
     tokens,
 };
 
@@ -43,13 +49,7 @@ const MAX_DESCRIPTION: usize = 255;
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Image>> {
     context
         .db
-        .read(move |connection| {
-            query.page(
-                connection,
-                |connection, index, id| get(connection, id, &format!("image_ids[{index}]")),
-                db::images::after,
-            )
-        })
+        .read(move |connection| query.page(connection, "image_ids", get, db::images::after))
         .await
 }
 
@@ -111,37 +111,59 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
     Ok(())
 }
 
-/// Removes from the store what is an image's own; fine when it is not there.
+/// Removes from the store what is an image's own: a root that came with an import. Snapshots
+/// live on without their images. Fine when it is not there.
 async fn remove_contents(context: &Context, image: &Image) -> ApiResult<()> {
-    const DOING: &str = "removing an image's disks";
-    let disks = image.disks.iter().map(|disk| disk.snapshot_id.as_str());
-    for id in std::iter::once(image.id.as_str()).chain(disks) {
-        let (store, id) = (context.store.clone(), snapshot_id(id)?);
-        match blocking(DOING, move || store.delete_snapshot(&id)).await? {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(ApiError::from_store(&error, "", DOING));
-            }
-            _ => {}
+    const DOING: &str = "removing an image's root";
+    let (store, id) = (context.store.clone(), snapshot_id(&image.id)?);
+    match blocking(DOING, move || store.delete_snapshot(&id)).await? {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(ApiError::from_store(&error, "", DOING))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Takes back an image that could not be made: store, row and client token. Kernel files that
-/// nobody needs go with the next reconciliation.
+/// nobody needs go with the next reconciliation, and so do snapshots that were taken for it.
 pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
     remove_contents(context, &image).await?;
-    let operation = match image.source_instance_id {
-        Some(_) => create::CREATE,
-        None => import::IMPORT,
-    };
+    let made_of_instance = image.source_instance_id.is_some();
     context
         .db
         .write(move |tx| {
-            tokens::forget(tx, &image.owner, operation, &image.client_token)?;
-            Ok(db::images::remove(tx, &image)?)
+            for operation in [
+                import::IMPORT,
+                create::CREATE,
+                register::REGISTER,
+                copy::COPY,
+            ] {
+                tokens::forget_of(tx, &image.owner, operation, &image.client_token, &image.id)?;
+            }
+            db::images::remove(tx, &image)?;
+            if made_of_instance {
+                for disk in &image.disks {
+                    discard_snapshot(tx, &disk.snapshot_id)?;
+                }
+            }
+            Ok::<_, ApiError>(())
         })
         .await
+}
+
+/// Has a snapshot deleted that was taken for an image that will not be.
+fn discard_snapshot(tx: &mut db::Tx<'_>, id: &str) -> ApiResult<()> {
+    match db::snapshots::get(tx, id)? {
+        Some(snapshot) if snapshot.state == SnapshotState::Completed => {
+            let after = Snapshot {
+                state: SnapshotState::Deleting,
+                ..snapshot.clone()
+            };
+            Ok(db::snapshots::update(tx, &snapshot, &after)?)
+        }
+        // One that is pending is taken back on its own.
+        _ => Ok(()),
+    }
 }
 
 /// Checks the form of a name.
@@ -225,11 +247,20 @@ fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
 }
 
 impl Described for Image {
+    const KIND: Kind = Kind::Image;
     const FILTERS: &'static [&'static str] =
         &["image-id", "name", "state", "architecture", "owner-id"];
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {
@@ -249,5 +280,10 @@ impl Described for Image {
 
     fn tags(&self) -> &[Tag] {
         &self.tags
+    }
+
+    fn hidden(&self) -> bool {
+        self.deprecation_time
+            .is_some_and(|time| time <= Millis::now())
     }
 }

@@ -48,9 +48,6 @@ pub struct Image {
     pub disks: Vec<ImageDisk>,
     /// The instance that it was made of.
     pub source_instance_id: Option<String>,
-    /// While it is pending: that instance was running, was stopped for it, and has to be started
-    /// again.
-    pub starts_instance: bool,
     /// From then on it is deprecated.
     pub deprecation_time: Option<Millis>,
 }
@@ -60,18 +57,15 @@ pub struct Image {
 pub struct ImageDisk {
     /// `/dev/vda`, …
     pub device: String,
-    /// Name of its contents in the volume store.
     pub snapshot_id: String,
     pub size_bytes: u64,
     pub delete_on_termination: bool,
 }
 
 impl Image {
-    /// Name of the root's contents in the volume store.
-    pub fn root_snapshot(&self) -> Option<&str> {
-        let own = self.has_root.then_some(self.id.as_str());
-        let disk = self.disks.iter().find(|disk| disk.device == ROOT);
-        disk.map(|disk| disk.snapshot_id.as_str()).or(own)
+    /// The root, unless it came with an import and is the image's own.
+    pub fn root_disk(&self) -> Option<&ImageDisk> {
+        self.disks.iter().find(|disk| disk.device == ROOT)
     }
 
     /// The disks besides the root.

@@ -14,6 +14,7 @@ pub struct DiskRequest {
     pub device_name: String,
     pub size_gib: u64,
     pub volume_id: String,
+    pub snapshot_id: String,
     pub delete_on_termination: Option<bool>,
     pub read_only: bool,
 }
@@ -35,12 +36,14 @@ pub enum DiskSource {
     /// The image's root, at least as large as there.
     Root { size_bytes: u64 },
     /// A further disk of the image, at least as large as there.
-    Snapshot {
+    OfImage {
         snapshot_id: String,
         size_bytes: u64,
     },
     /// A new one.
     Empty { size_gib: u64 },
+    /// A new one with the content of a snapshot; a size of 0 keeps the snapshot's.
+    Snapshot { id: String, size_gib: u64 },
     /// One that is there.
     Existing(String),
 }
@@ -126,6 +129,13 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
             "the root comes from the image",
         ));
     }
+    if !request.snapshot_id.is_empty() {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            format!("{field}.snapshot_id"),
+            "the root comes from the image",
+        ));
+    }
     let of_image = image
         .disks
         .iter()
@@ -144,16 +154,20 @@ fn root(image: &Image, request: &DiskRequest, field: String) -> ApiResult<Disk> 
 
 /// A further disk of the image, with what the caller changes of it.
 fn of_image(disk: &ImageDisk, request: &DiskRequest, field: String) -> ApiResult<Disk> {
-    if !request.volume_id.is_empty() {
+    let given = [
+        ("volume_id", &request.volume_id),
+        ("snapshot_id", &request.snapshot_id),
+    ];
+    if let Some((name, _)) = given.iter().find(|(_, id)| !id.is_empty()) {
         return Err(ApiError::field(
             Reason::InvalidParameterCombination,
-            format!("{field}.volume_id"),
+            format!("{field}.{name}"),
             format!("{} comes from the image", disk.device),
         ));
     }
     Ok(Disk {
         device: disk.device.clone(),
-        source: DiskSource::Snapshot {
+        source: DiskSource::OfImage {
             snapshot_id: disk.snapshot_id.clone(),
             size_bytes: size_from(disk.size_bytes, request, &field)?,
         },
@@ -183,6 +197,16 @@ fn size_from(size_bytes: u64, request: &DiskRequest, field: &str) -> ApiResult<u
 }
 
 fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSource> {
+    if request.volume_id.is_empty() && !request.snapshot_id.is_empty() {
+        Kind::Snapshot.check(&request.snapshot_id, &format!("{field}.snapshot_id"))?;
+        if request.size_gib != 0 {
+            check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
+        }
+        return Ok(DiskSource::Snapshot {
+            id: request.snapshot_id.clone(),
+            size_gib: request.size_gib,
+        });
+    }
     if request.volume_id.is_empty() {
         check_size_gib(request.size_gib, &format!("{field}.size_gib"))?;
         return Ok(DiskSource::Empty {
@@ -198,6 +222,9 @@ fn source(request: &DiskRequest, count: u32, field: &str) -> ApiResult<DiskSourc
             message,
         )
     };
+    if !request.snapshot_id.is_empty() {
+        return Err(combination("give either a volume or a snapshot"));
+    }
     if request.size_gib != 0 {
         return Err(combination("give either a volume or the size of a new one"));
     }
@@ -232,7 +259,6 @@ mod tests {
             client_token: String::new(),
             disks: Vec::new(),
             source_instance_id: None,
-            starts_instance: false,
             deprecation_time: None,
         }
     }

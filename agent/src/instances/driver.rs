@@ -228,8 +228,9 @@ impl Driver {
             Input::PressFailed { generation } if generation == self.generation => self.kill(),
             Input::DiskError { serial, message } => {
                 tracing::warn!(instance = self.row.id, serial, message, "disk error");
-                let event = NewEvent::state("instance.disk-error", &self.row.id, "", "")
-                    .because("Server.DiskError", &format!("{serial}: {message}"));
+                let event =
+                    NewEvent::state("instance.disk-error", &self.row.owner, &self.row.id, "", "")
+                        .because("Server.DiskError", &format!("{serial}: {message}"));
                 tokio::spawn(events::store_when_possible(self.context.clone(), event));
             }
             Input::Started { .. } | Input::Ended { .. } | Input::PressFailed { .. } => {}
@@ -462,8 +463,14 @@ impl Driver {
                     }
                 };
                 after.operation = Operation::Restart;
-                let event = NewEvent::state("instance.reboot", &after.id, "", after.state.word())
-                    .because("", &words);
+                let event = NewEvent::state(
+                    "instance.reboot",
+                    &after.owner,
+                    &after.id,
+                    "",
+                    after.state.word(),
+                )
+                .because("", &words);
                 self.commit_surely(after, Some(event), false).await;
                 if pause.is_zero() {
                     self.start();

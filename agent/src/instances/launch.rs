@@ -4,7 +4,6 @@
 //! refused request leaves nothing, and a dry run is the same transaction undone.
 
 use crate::{
-    context::LOCAL_OWNER,
     db::{self, Tx},
     error::{ApiError, ApiResult, Reason},
     host::Memory,
@@ -37,6 +36,8 @@ pub const MAX_KERNEL_ARGS: usize = 1536;
 /// What a caller asks for.
 #[derive(Clone, Debug)]
 pub struct LaunchRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub image_id: String,
     pub instance_type: String,
     pub min_count: u32,
@@ -214,7 +215,7 @@ impl LaunchRequest {
             seq: 0,
             interfaces: interfaces::for_instance(&self.interfaces, &id),
             id,
-            owner: LOCAL_OWNER.to_owned(),
+            owner: self.owner.clone(),
             image_id: image.id.clone(),
             instance_type: shape.instance_type.clone(),
             state: InstanceState::Pending,
@@ -250,12 +251,13 @@ impl LaunchRequest {
             delete_on_termination: disk.delete_on_termination,
             read_only: disk.read_only,
         });
-        let (size_bytes, snapshot_id) = match &disk.source {
+        let (size_bytes, image_id, snapshot_id) = match &disk.source {
             DiskSource::Existing(id) => {
                 let field = format!("{}.volume_id", disk.field);
                 let volume =
                     db::volumes::get(tx, id)?.ok_or_else(|| Kind::Volume.missing(id, &field))?;
                 crate::volumes::check_free(&volume, &field)?;
+                crate::volumes::check_no_snapshot(tx, &volume, &field)?;
                 let after = Volume {
                     state: VolumeState::InUse,
                     attachment,
@@ -263,22 +265,37 @@ impl LaunchRequest {
                 };
                 return Ok(db::volumes::update(tx, &volume, &after)?);
             }
-            DiskSource::Root { size_bytes } => {
-                (*size_bytes, image.root_snapshot().map(str::to_owned))
-            }
-            DiskSource::Snapshot {
+            DiskSource::Root { size_bytes } => (
+                *size_bytes,
+                Some(image.id.clone()),
+                image.root_disk().map(|disk| disk.snapshot_id.clone()),
+            ),
+            DiskSource::OfImage {
                 snapshot_id,
                 size_bytes,
-            } => (*size_bytes, Some(snapshot_id.clone())),
-            DiskSource::Empty { size_gib } => (size_gib * GIB, None),
+            } => (
+                *size_bytes,
+                Some(image.id.clone()),
+                Some(snapshot_id.clone()),
+            ),
+            DiskSource::Empty { size_gib } => (size_gib * GIB, None, None),
+            DiskSource::Snapshot { id, size_gib } => {
+                let (id_field, size_field) = (
+                    format!("{}.snapshot_id", disk.field),
+                    format!("{}.size_gib", disk.field),
+                );
+                let size_bytes =
+                    crate::snapshots::volume_size(tx, id, *size_gib, &id_field, &size_field)?;
+                (size_bytes, None, Some(id.clone()))
+            }
         };
         let mut volume = Volume {
             seq: 0,
             id: Kind::Volume.new_id()?,
-            owner: LOCAL_OWNER.to_owned(),
+            owner: self.owner.clone(),
             state: VolumeState::Creating,
             size_bytes,
-            image_id: snapshot_id.is_some().then(|| image.id.clone()),
+            image_id,
             snapshot_id,
             attachment,
             create_time: Millis::now(),
@@ -300,6 +317,7 @@ pub fn check_may_start(tx: &Tx<'_>, instance: &Instance) -> ApiResult<()> {
             .with("resource_id", &instance.id));
     }
     for volume in db::volumes::of_instance(tx, &instance.id)? {
+        crate::volumes::check_no_snapshot(tx, &volume, "instance_ids")?;
         if volume.growing_to.is_some() {
             return Err(ApiError::new(
                 Reason::IncorrectState,
@@ -362,7 +380,7 @@ mod tests {
         let mut image = Image {
             seq: 0,
             id: IMAGE.to_owned(),
-            owner: LOCAL_OWNER.to_owned(),
+            owner: "local".to_owned(),
             name: "base".to_owned(),
             description: String::new(),
             state: ImageState::Available,
@@ -378,7 +396,6 @@ mod tests {
             client_token: String::new(),
             disks: Vec::new(),
             source_instance_id: None,
-            starts_instance: false,
             deprecation_time: None,
         };
         db.write(move |tx| db::images::insert(tx, &mut image))
@@ -389,6 +406,7 @@ mod tests {
 
     fn request() -> LaunchRequest {
         LaunchRequest {
+            owner: "local".to_owned(),
             image_id: IMAGE.to_owned(),
             instance_type: "m.medium".to_owned(),
             min_count: 0,
@@ -476,7 +494,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let db = database(&dir).await;
         let wire = hearth_proto::v1::RunInstancesRequest::default();
-        let token = ClientToken::of(LOCAL_OWNER, "RunInstances", "t", "client_token", &wire);
+        let token = ClientToken::of("local", "RunInstances", "t", "client_token", &wire);
         let request = LaunchRequest {
             token: token.expect("valid"),
             ..request()

@@ -177,11 +177,7 @@ impl Instances {
         self.context
             .db
             .read(move |connection| {
-                let page = query.page(
-                    connection,
-                    |connection, index, id| get(connection, id, &format!("instance_ids[{index}]")),
-                    db::instances::after,
-                )?;
+                let page = query.page(connection, "instance_ids", get, db::instances::after)?;
                 let views = page.objects.into_iter().map(|row| view(connection, row));
                 Ok(Page {
                     objects: views.collect::<ApiResult<_>>()?,
@@ -291,6 +287,7 @@ fn states(connection: &Connection, ids: &[String]) -> ApiResult<Vec<(String, Ins
 }
 
 impl Described for Instance {
+    const KIND: Kind = Kind::Instance;
     const FILTERS: &'static [&'static str] = &[
         "instance-id",
         "image-id",
@@ -302,6 +299,14 @@ impl Described for Instance {
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {

@@ -103,11 +103,19 @@ fn glob(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Kind;
     use crate::tags::Tag;
 
     struct Thing(Vec<Tag>);
 
     impl Described for Thing {
+        const KIND: Kind = Kind::Volume;
+        fn id(&self) -> &str {
+            "vol-0123456789abcdef0"
+        }
+        fn owner(&self) -> &str {
+            "local"
+        }
         const FILTERS: &'static [&'static str] = &["color"];
         fn seq(&self) -> i64 {
             1

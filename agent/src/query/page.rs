@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Described, filter, filter::Filter};
 use crate::{
-    db::DbResult,
+    accounts::Account,
+    db::{self, DbResult},
     error::{ApiError, ApiResult},
     ids::hex,
 };
@@ -35,6 +36,8 @@ pub struct Query {
     max_results: usize,
     after_seq: i64,
     digest: String,
+    account: Account,
+    include_hidden: bool,
 }
 
 /// A page and the token of the next one (empty on the last).
@@ -49,6 +52,7 @@ pub struct Page<T> {
 impl Query {
     /// Checks what a caller asks; `ids` are already checked.
     pub fn new<T: Described>(
+        account: Account,
         ids: Vec<String>,
         filters: Vec<Filter>,
         max_results: u32,
@@ -77,7 +81,17 @@ impl Query {
             max_results: max_results as usize,
             after_seq,
             digest,
+            account,
+            include_hidden: false,
         })
+    }
+
+    /// Lists also what is hidden from those who do not own it.
+    pub fn including_hidden(self, include_hidden: bool) -> Self {
+        Self {
+            include_hidden,
+            ..self
+        }
     }
 
     /// How many of the objects fit on the page; at least one.
@@ -94,14 +108,21 @@ impl Query {
             .count()
     }
 
-    /// Reads one page. `get` looks an id up and must fail when there is none; `after` lists in
-    /// the order of creation.
+    /// Reads one page of what the account may see. `get` looks an id up and must fail, naming
+    /// the field that it is given, when there is none; `after` lists in the order of creation.
     pub fn page<T: Described>(
         &self,
         connection: &Connection,
-        get: impl Fn(&Connection, usize, &str) -> ApiResult<T>,
+        ids_field: &str,
+        get: impl Fn(&Connection, &str, &str) -> ApiResult<T>,
         after: impl Fn(&Connection, i64, u32) -> DbResult<Vec<T>>,
     ) -> ApiResult<Page<T>> {
+        let shared = db::permissions::shared_with(connection, self.account.as_ref())?;
+        let visible =
+            |object: &T| self.account.owns(object.owner()) || shared.contains(object.id());
+        let listed = |object: &T| {
+            self.include_hidden || self.account.owns(object.owner()) || !object.hidden()
+        };
         let mut objects = Vec::new();
         if self.ids.is_empty() {
             // One more than wanted tells whether there is a next page.
@@ -116,7 +137,7 @@ impl Query {
                 let last_batch = rows.len() < batch as usize;
                 for row in rows {
                     seq = row.seq();
-                    if filter::matches(&row, &self.filters) {
+                    if visible(&row) && listed(&row) && filter::matches(&row, &self.filters) {
                         objects.push(row);
                         if objects.len() > self.max_results {
                             break 'rows;
@@ -129,7 +150,12 @@ impl Query {
             }
         } else {
             for (index, id) in self.ids.iter().enumerate() {
-                objects.push(get(connection, index, id)?);
+                let field = format!("{ids_field}[{index}]");
+                let object = get(connection, id, &field)?;
+                if !visible(&object) {
+                    return Err(T::KIND.missing(id, &field));
+                }
+                objects.push(object);
             }
             objects.retain(|object| {
                 object.seq() > self.after_seq && filter::matches(object, &self.filters)
@@ -191,13 +217,24 @@ fn read_token(token: &str, digest: &str) -> ApiResult<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tags::Tag;
+    use crate::{ids::Kind, tags::Tag};
+
+    fn local() -> Account {
+        Account::of(&tonic::Request::new(())).expect("default")
+    }
 
     #[derive(Debug, PartialEq, Eq)]
     struct Row(i64);
 
     impl Described for Row {
         const FILTERS: &'static [&'static str] = &["parity"];
+        const KIND: Kind = Kind::Volume;
+        fn id(&self) -> &str {
+            "vol-0123456789abcdef0"
+        }
+        fn owner(&self) -> &str {
+            if self.0 > 100_000 { "other" } else { "local" }
+        }
         fn seq(&self) -> i64 {
             self.0
         }
@@ -218,17 +255,18 @@ mod tests {
     }
 
     fn page_of(rows: &[i64], query: &Query) -> Page<Row> {
-        let connection = Connection::open_in_memory().expect("open");
+        let mut connection = Connection::open_in_memory().expect("open");
+        db::migrate(&mut connection).expect("tables");
         let after = |_: &Connection, seq: i64, limit: u32| {
             let later = rows.iter().filter(|&&row| row > seq).take(limit as usize);
             Ok(later.map(|&row| Row(row)).collect())
         };
-        let get = |_: &Connection, _: usize, id: &str| Ok(Row(id.parse().expect("number")));
-        query.page(&connection, get, after).expect("page")
+        let get = |_: &Connection, id: &str, _: &str| Ok(Row(id.parse().expect("number")));
+        query.page(&connection, "ids", get, after).expect("page")
     }
 
     fn query(max_results: u32, token: &str) -> Query {
-        Query::new::<Row>(vec![], vec![], max_results, token).expect("valid")
+        Query::new::<Row>(local(), vec![], vec![], max_results, token).expect("valid")
     }
 
     #[test]
@@ -283,7 +321,8 @@ mod tests {
         let mut token = String::new();
         let mut seen = 0;
         loop {
-            let query = Query::new::<Row>(vec![], vec![odd.clone()], 1000, &token).expect("valid");
+            let query =
+                Query::new::<Row>(local(), vec![], vec![odd.clone()], 1000, &token).expect("valid");
             let page = page_of(&rows, &query);
             seen += page.objects.len();
             token = page.next_token;
@@ -292,6 +331,12 @@ mod tests {
             }
         }
         assert_eq!(seen, 1500);
+    }
+
+    #[test]
+    fn what_belongs_to_others_is_not_on_the_page() {
+        let rows = [1, 100_001, 100_003, 100_004];
+        assert_eq!(page_of(&rows, &query(0, "")).objects, [Row(1)]);
     }
 
     #[test]
@@ -307,10 +352,10 @@ mod tests {
             (vec![], "zzzzzzzzzzzzzzzzé"),
             (vec![], "éééééééééééééééééé"),
         ] {
-            let error = Query::new::<Row>(vec![], filters, 0, token).expect_err("refused");
+            let error = Query::new::<Row>(local(), vec![], filters, 0, token).expect_err("refused");
             assert_eq!(error.fields(), ["page.next_token"]);
         }
-        let error = Query::new::<Row>(vec![], vec![], 1001, "").expect_err("too many");
+        let error = Query::new::<Row>(local(), vec![], vec![], 1001, "").expect_err("too many");
         assert_eq!(error.fields(), ["page.max_results"]);
     }
 }

@@ -47,6 +47,16 @@ fn commit_attach(tx: &mut db::Tx<'_>, request: &AttachRequest) -> ApiResult<Volu
     let volume = get(tx, &request.volume_id, "volume_id")?;
     check_free(&volume, "volume_id")?;
     let instance = stopped_instance(tx, &request.instance_id, "instance_id")?;
+    if volume.owner != instance.owner {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            "instance_id",
+            format!(
+                "{} belongs to {}, {} to {}: they must have one owner",
+                volume.id, volume.owner, instance.id, instance.owner
+            ),
+        ));
+    }
     let taken: Vec<String> = db::volumes::of_instance(tx, &instance.id)?
         .into_iter()
         .filter_map(|other| other.attachment.map(|a| a.device))

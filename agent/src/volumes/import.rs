@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult},
     ids::Kind,
@@ -28,6 +28,8 @@ pub const IMPORT: &str = "ImportVolume";
 /// What a caller says about the file.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub format: Option<DiskFormat>,
     pub length_bytes: u64,
     pub sha256: String,
@@ -96,7 +98,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
     let mut volume = Volume {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         state: VolumeState::Creating,
         size_bytes: request.size_gib * GIB,
         image_id: None,

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 use self::model::{GIB, MAX_SIZE_GIB, Volume, VolumeState};
 use crate::{
     blocking::{blocking, carried_through},
-    context::{Context, LOCAL_OWNER},
+    context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
@@ -26,6 +26,7 @@ use crate::{
         page::{Page, Query},
         tags_weight,
     },
+    snapshots,
     tags::{self, Tag},
     time::Millis,
     tokens::{self, ClientToken},
@@ -37,8 +38,11 @@ pub const CREATE: &str = "CreateVolume";
 /// What a caller wants made.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
+    /// The account that will own what is made.
+    pub owner: String,
     pub size_gib: u64,
     pub image_id: String,
+    pub snapshot_id: String,
     pub tags: Vec<Tag>,
     pub client_token: String,
     pub token: Option<ClientToken>,
@@ -53,11 +57,22 @@ pub struct VolumeView {
 
 /// CreateVolume.
 pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<VolumeView> {
-    if request.image_id.is_empty() || request.size_gib != 0 {
+    let empty = request.image_id.is_empty() && request.snapshot_id.is_empty();
+    if empty || request.size_gib != 0 {
         check_size_gib(request.size_gib, "size_gib")?;
     }
     if !request.image_id.is_empty() {
         Kind::Image.check(&request.image_id, "image_id")?;
+    }
+    if !request.snapshot_id.is_empty() {
+        Kind::Snapshot.check(&request.snapshot_id, "snapshot_id")?;
+        if !request.image_id.is_empty() {
+            return Err(ApiError::field(
+                Reason::InvalidParameterCombination,
+                "snapshot_id",
+                "give either a snapshot or an image",
+            ));
+        }
     }
     tags::check(&request.tags, "tags")?;
     carried_through(async move {
@@ -95,7 +110,11 @@ fn insert_creating(
     if let Some(earlier) = earlier(tx, request.token.as_ref())? {
         return Ok((earlier, false));
     }
-    let (size_bytes, snapshot_id) = if request.image_id.is_empty() {
+    let (size_bytes, snapshot_id) = if !request.snapshot_id.is_empty() {
+        let (id, size_gib) = (&request.snapshot_id, request.size_gib);
+        let size_bytes = snapshots::volume_size(tx, id, size_gib, "snapshot_id", "size_gib")?;
+        (size_bytes, Some(id.clone()))
+    } else if request.image_id.is_empty() {
         (request.size_gib * GIB, None)
     } else {
         root_of_image(tx, &request.image_id, request.size_gib)?
@@ -103,7 +122,7 @@ fn insert_creating(
     let mut volume = Volume {
         seq: 0,
         id: id.to_owned(),
-        owner: LOCAL_OWNER.to_owned(),
+        owner: request.owner.clone(),
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
@@ -134,7 +153,8 @@ fn earlier(connection: &Connection, token: Option<&ClientToken>) -> ApiResult<Op
     get(connection, id, "client_token").map(Some)
 }
 
-/// The size of a volume made from an image's root, and the root's contents in the store.
+/// The size of a volume made from an image's root, and the root's snapshot, if it has one of its
+/// own.
 fn root_of_image(
     connection: &Connection,
     image_id: &str,
@@ -149,15 +169,16 @@ fn root_of_image(
             format!("the image {image_id} is {}", image.state.word()),
         ));
     }
-    let Some(snapshot) = image.root_snapshot().map(str::to_owned) else {
+    if !image.has_root {
         return Err(ApiError::invalid(
             "image_id",
             format!("the image {image_id} has no root"),
         ));
-    };
+    }
+    let snapshot = image.root_disk().map(|disk| disk.snapshot_id.clone());
     let wanted = size_gib * GIB;
     match wanted {
-        0 => Ok((image.root_size_bytes, Some(snapshot))),
+        0 => Ok((image.root_size_bytes, snapshot)),
         wanted if wanted < image.root_size_bytes => Err(ApiError::invalid(
             "size_gib",
             format!(
@@ -165,7 +186,7 @@ fn root_of_image(
                 image.root_size_bytes
             ),
         )),
-        wanted => Ok((wanted, Some(snapshot))),
+        wanted => Ok((wanted, snapshot)),
     }
 }
 
@@ -249,6 +270,7 @@ fn check_may_grow(tx: &db::Tx<'_>, volume: &Volume, size_gib: u64) -> ApiResult<
             volume.id
         )));
     }
+    check_no_snapshot(tx, volume, "volume_id")?;
     match (volume.state, &volume.attachment) {
         (VolumeState::Available, _) => Ok(()),
         (VolumeState::InUse, Some(attachment)) => {
@@ -311,6 +333,7 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
             .write(move |tx| {
                 let volume = get(tx, &id, "volume_id")?;
                 check_free(&volume, "volume_id")?;
+                check_no_snapshot(tx, &volume, "volume_id")?;
                 let after = volume.deleting();
                 db::volumes::update(tx, &volume, &after)?;
                 Ok::<_, ApiError>(after)
@@ -349,13 +372,7 @@ async fn remove_from_store(context: &Context, id: &str) -> ApiResult<()> {
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<VolumeView>> {
     let page = context
         .db
-        .read(move |connection| {
-            query.page(
-                connection,
-                |connection, index, id| get(connection, id, &format!("volume_ids[{index}]")),
-                db::volumes::after,
-            )
-        })
+        .read(move |connection| query.page(connection, "volume_ids", get, db::volumes::after))
         .await?;
     let store = context.store.clone();
     blocking("looking at volumes", move || Page {
@@ -391,14 +408,13 @@ fn with_allocated(store: &Store, volume: Volume) -> VolumeView {
 /// cut off, is fine. Returns its size in bytes.
 pub fn make(store: &Store, volume: &Volume) -> Result<u64, hearth_images::Error> {
     let id = VolumeId::new(volume.id.as_str())?;
-    let contents = volume
+    let image = volume
         .snapshot_id
         .as_deref()
-        // A row from before volumes had this column.
         .or(volume.image_id.as_deref())
         .map(SnapshotId::new)
         .transpose()?;
-    let source = contents
+    let source = image
         .as_ref()
         .map_or(VolumeSource::Empty, VolumeSource::Snapshot);
     match store.create_volume(&id, source, Some(volume.size_bytes)) {
@@ -435,6 +451,19 @@ pub fn check_free(volume: &Volume, field: &str) -> ApiResult<()> {
     }
 }
 
+/// Checks that no snapshot of a volume is being taken: nobody may open, change or delete it then.
+pub fn check_no_snapshot(connection: &Connection, volume: &Volume, field: &str) -> ApiResult<()> {
+    match db::snapshots::being_taken_of(connection, &volume.id)? {
+        None => Ok(()),
+        Some(snapshot) => Err(ApiError::field(
+            Reason::IncorrectState,
+            field,
+            format!("the snapshot {snapshot} of {} is being taken", volume.id),
+        )
+        .with("resource_id", &volume.id)),
+    }
+}
+
 /// Checks a size that a caller gave.
 pub fn check_size_gib(size_gib: u64, field: &str) -> ApiResult<()> {
     if (1..=MAX_SIZE_GIB).contains(&size_gib) {
@@ -446,15 +475,16 @@ pub fn check_size_gib(size_gib: u64, field: &str) -> ApiResult<()> {
     ))
 }
 
-fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Volume> {
+pub fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Volume> {
     db::volumes::get(connection, id)?.ok_or_else(|| Kind::Volume.missing(id, field))
 }
 
-fn volume_id(id: &str) -> ApiResult<VolumeId> {
+pub fn volume_id(id: &str) -> ApiResult<VolumeId> {
     VolumeId::new(id).map_err(|error| ApiError::internal("naming a volume", error))
 }
 
 impl Described for Volume {
+    const KIND: Kind = Kind::Volume;
     const FILTERS: &'static [&'static str] = &[
         "volume-id",
         "status",
@@ -463,10 +493,19 @@ impl Described for Volume {
         "attachment.device",
         "owner-id",
         "image-id",
+        "snapshot-id",
     ];
 
     fn seq(&self) -> i64 {
         self.seq
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {
@@ -482,6 +521,7 @@ impl Described for Volume {
             "attachment.device" => attachment.map(|a| a.device.clone()).into_iter().collect(),
             "owner-id" => vec![self.owner.clone()],
             "image-id" => self.image_id.clone().into_iter().collect(),
+            "snapshot-id" => self.snapshot_id.clone().into_iter().collect(),
             _ => Vec::new(),
         }
     }

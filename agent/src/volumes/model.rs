@@ -36,7 +36,7 @@ pub struct Volume {
     pub size_bytes: u64,
     /// The image that it was made from.
     pub image_id: Option<String>,
-    /// Name, in the volume store, of the contents that it started from.
+    /// The snapshot that it was made from.
     pub snapshot_id: Option<String>,
     pub attachment: Option<Attachment>,
     pub create_time: Millis,

@@ -8,11 +8,17 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, volume_service_client::VolumeServiceClient,
+    instance_service_client::InstanceServiceClient, snapshot_service_client::SnapshotServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{self, Endpoint},
+};
 
 use crate::{
     failure::{Failure, rpc},
@@ -25,17 +31,37 @@ pub const DEFAULT_SOCKET: &str = "/run/hearth/hearthd.sock";
 /// Largest answer taken, in bytes: a page of objects with their user data is a few MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// The metadata that says which account calls.
+const ACCOUNT: &str = "hearth-account";
+
+/// Calls in the name of an account.
+#[derive(Clone)]
+pub struct AsAccount(AsciiMetadataValue);
+
+impl Interceptor for AsAccount {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(ACCOUNT, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// A connection that says who calls.
+pub type Channel = InterceptedService<transport::Channel, AsAccount>;
+
 /// One client for each service, over one connection.
 pub struct Client {
     pub instances: InstanceServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,
+    pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
 
 impl Client {
-    /// Connects to the agent's Unix socket.
-    pub async fn connect(socket: &Path) -> Result<Self, Failure> {
+    /// Connects to the agent's Unix socket, to call as `account`.
+    pub async fn connect(socket: &Path, account: &str) -> Result<Self, Failure> {
+        let account = AsciiMetadataValue::try_from(account)
+            .map_err(|_| Failure::new(format!("{account:?} is not the name of an account")))?;
         // Once by hand, because tonic's error does not say which of these it was.
         if let Err(error) = UnixStream::connect(socket).await {
             return Err(unreachable_agent(socket, &error));
@@ -52,10 +78,13 @@ impl Client {
                 Failure::new(format!("{} does not speak gRPC: {error}", socket.display()))
                     .hint("check that the socket is hearthd's (--socket, HEARTH_SOCKET)")
             })?;
+        let channel = InterceptedService::new(channel, AsAccount(account));
         Ok(Self {
             instances: InstanceServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             volumes: VolumeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
@@ -95,12 +124,14 @@ impl Client {
         &mut self,
         ids: &[String],
         filters: &[Filter],
+        include_deprecated: bool,
     ) -> Result<Vec<Image>, Failure> {
         let mut all = Vec::new();
         let mut request = DescribeImagesRequest {
             image_ids: ids.to_vec(),
             filters: filters.to_vec(),
             page: None,
+            include_deprecated,
         };
         loop {
             let answer = self
@@ -123,7 +154,7 @@ impl Client {
             return Ok(id_or_name.to_owned());
         }
         let filters = [filter("name", id_or_name), filter("state", "available")];
-        let mut found = self.describe_images(&[], &filters).await?;
+        let mut found = self.describe_images(&[], &filters, false).await?;
         // A name with a `*` would match others too; only the very name counts.
         found.retain(|image| image.name == id_or_name);
         one_of(

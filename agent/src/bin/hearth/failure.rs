@@ -124,6 +124,13 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
         "InvalidAMIID.NotFound" | "InvalidAMIID.Malformed" | "InvalidAMIID.Unavailable" => {
             "see what there is with `hearth image list`"
         }
+        "InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed" => {
+            "see what there is with `hearth snapshot list`"
+        }
+        "InvalidSnapshot.InUse" => "take the image away first, with `hearth image deregister`",
+        "UnauthorizedOperation" => {
+            "make your own with `hearth snapshot copy`, or act as its owner with --account"
+        }
         "InvalidAMIName.Duplicate" => {
             "choose another --name, or take the old image away with `hearth image deregister`"
         }
@@ -134,7 +141,7 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
             "see its state with `hearth instance show`; change it with `hearth instance start` or \
              `stop`"
         }
-        "IncorrectState" => "see its state with `hearth volume show`",
+        "IncorrectState" => "see its state with `hearth volume show` or `hearth snapshot show`",
         "InsufficientInstanceCapacity" => {
             "ask for less (--type, --memory, --count), or stop other instances"
         }

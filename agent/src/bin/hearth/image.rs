@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     BootProtocol, CreateImageResponse, DeregisterImageRequest, DescribeImagesResponse, DiskFormat,
-    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, Tag,
-    import_image_request::Message,
+    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, ModifyLaunchPermissionRequest,
+    Tag, import_image_request::Message,
 };
 use prost_types::Timestamp;
 
@@ -15,9 +15,10 @@ use crate::{
     failure::{Failure, flags, rpc_with_flags},
     filters::{parse_filter, parse_tag},
     human,
-    image_change::{self, CreateArgs, DeprecateArgs, ModifyArgs},
+    image_change::{self, CopyArgs, CreateArgs, DeprecateArgs, ModifyArgs, RegisterArgs},
     image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
     output::{self, Output},
+    sharing,
     upload::{self, Upload},
 };
 
@@ -29,6 +30,10 @@ pub enum ImageCommand {
     Import(ImportArgs),
     /// Make an image of an instance and all its disks.
     Create(CreateArgs),
+    /// Make an image of snapshots.
+    Register(RegisterArgs),
+    /// Make an image of one's own of another.
+    Copy(CopyArgs),
     /// Change an image, for instances to come.
     Modify(ModifyArgs),
     /// Say that an image should not be used any more.
@@ -41,6 +46,10 @@ pub enum ImageCommand {
     /// Take images away from new instances.
     #[command(visible_alias = "rm")]
     Deregister(IdsArgs),
+    /// Let other accounts, or all, make instances from an image.
+    Share(ShareArgs),
+    /// Take that back. Instances that they made live on.
+    Unshare(ShareArgs),
 }
 
 #[derive(Args)]
@@ -90,6 +99,9 @@ pub struct ListArgs {
     /// Deregistered ones too.
     #[arg(long, short)]
     all: bool,
+    /// Also deprecated ones of other accounts.
+    #[arg(long)]
+    deprecated: bool,
 }
 
 #[derive(Args)]
@@ -97,6 +109,15 @@ pub struct IdsArgs {
     /// The images' ids or names.
     #[arg(required = true, value_name = "IMAGE")]
     ids: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct ShareArgs {
+    /// The image's id or name.
+    #[arg(value_name = "IMAGE")]
+    id: String,
+    #[command(flatten)]
+    with: sharing::WithArgs,
 }
 
 pub async fn dispatch(
@@ -110,6 +131,14 @@ pub async fn dispatch(
             let image = image_change::create(client, args).await?;
             print_made(output, "CreateImageResponse", image)
         }
+        ImageCommand::Register(args) => {
+            let image = image_change::register(client, args).await?;
+            print_made(output, "RegisterImageResponse", image)
+        }
+        ImageCommand::Copy(args) => {
+            let image = image_change::copy(client, args).await?;
+            print_made(output, "CopyImageResponse", image)
+        }
         ImageCommand::Modify(args) => {
             let image = image_change::modify(client, args).await?;
             print_made(output, "ModifyImageAttributeResponse", image)
@@ -121,6 +150,8 @@ pub async fn dispatch(
         ImageCommand::List(args) => list(client, output, args).await,
         ImageCommand::Show(args) => show(client, output, args).await,
         ImageCommand::Deregister(args) => deregister(client, args).await,
+        ImageCommand::Share(args) => share(client, output, args, true).await,
+        ImageCommand::Unshare(args) => share(client, output, args, false).await,
     }
 }
 
@@ -231,7 +262,9 @@ async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(),
             values: ["pending", "available"].map(str::to_owned).to_vec(),
         });
     }
-    let images = client.describe_images(&[], &filters).await?;
+    let images = client
+        .describe_images(&[], &filters, args.deprecated)
+        .await?;
     match output {
         Output::Json => print_json(images),
         Output::Table if images.is_empty() => {
@@ -247,7 +280,7 @@ async fn show(client: &mut Client, output: Output, args: IdsArgs) -> Result<(), 
     for id_or_name in &args.ids {
         ids.push(client.image_id(id_or_name).await?);
     }
-    let images = client.describe_images(&ids, &[]).await?;
+    let images = client.describe_images(&ids, &[], true).await?;
     if output == Output::Json {
         return print_json(images);
     }
@@ -280,6 +313,34 @@ fn print_made(output: Output, message: &str, image: Image) -> Result<(), Failure
             output::json(message, &answer)
         }
         Output::Table => print_images(&[image]),
+    }
+}
+
+async fn share(
+    client: &mut Client,
+    output: Output,
+    args: ShareArgs,
+    may: bool,
+) -> Result<(), Failure> {
+    let request = ModifyLaunchPermissionRequest {
+        image_id: client.image_id(&args.id).await?,
+        launch_permission: Some(args.with.change(may)),
+    };
+    let answer = client
+        .images
+        .modify_launch_permission(request)
+        .await
+        .map_err(|status| {
+            let flags = flags([
+                ("image_id", "IMAGE"),
+                ("launch_permission", "--with/--public"),
+            ]);
+            rpc_with_flags(status, &flags)
+        })?
+        .into_inner();
+    match output {
+        Output::Json => output::json("ModifyLaunchPermissionResponse", &answer),
+        Output::Table => sharing::print(answer.launch_permission),
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use hearth_proto::v1::{
-    BootProtocol, CreateImageBlockDevice, CreateImageRequest, DisableImageDeprecationRequest,
-    EnableImageDeprecationRequest, Image, ModifyImageAttributeRequest, Tag,
+    BootProtocol, CopyImageRequest, CreateImageBlockDevice, CreateImageRequest,
+    DisableImageDeprecationRequest, EnableImageDeprecationRequest, Image,
+    ModifyImageAttributeRequest, RegisterImageBlockDevice, RegisterImageRequest, Tag,
 };
 
 use crate::{
@@ -45,6 +46,88 @@ pub struct CreateArgs {
     /// A call repeated with the same token returns the first call's result.
     #[arg(long, value_name = "TOKEN", default_value = "")]
     client_token: String,
+}
+
+#[derive(Args)]
+pub struct RegisterArgs {
+    /// Name of the image.
+    #[arg(long)]
+    name: String,
+    /// Snapshot of the root.
+    #[arg(long, value_name = "SNAPSHOT")]
+    root: String,
+    /// A further disk; may be repeated.
+    #[arg(long, value_name = "DEVICE=SNAPSHOT[,delete]", value_parser = parse_disk)]
+    disk: Vec<RegisterImageBlockDevice>,
+    /// The image whose kernel it has; by default it is found in the root.
+    #[arg(long, value_name = "IMAGE")]
+    kernel_of: Option<String>,
+    /// Kernel arguments, instead of the other image's or those found in the root.
+    #[arg(
+        long,
+        value_name = "ARGS",
+        allow_hyphen_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    kernel_args: String,
+    /// How the kernel is entered.
+    #[arg(long, value_name = "linux64|pvh", value_parser = parse_boot_protocol)]
+    boot_protocol: Option<BootProtocol>,
+    /// Words for people.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// A tag; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tag: Vec<Tag>,
+    /// A call repeated with the same token returns the first call's result.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        default_value = "",
+        hide_default_value = true
+    )]
+    client_token: String,
+}
+
+#[derive(Args)]
+pub struct CopyArgs {
+    /// The image's id or name; one's own, or one that is shared.
+    image: String,
+    /// Name of the copy.
+    #[arg(long)]
+    name: String,
+    /// Words for people; by default the other image's.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// A tag; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tag: Vec<Tag>,
+    /// A call repeated with the same token returns the first call's result.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        default_value = "",
+        hide_default_value = true
+    )]
+    client_token: String,
+}
+
+/// Reads `/dev/vdb=snap-…`, and `,delete` behind it.
+fn parse_disk(text: &str) -> Result<RegisterImageBlockDevice, String> {
+    let (device, rest) = text
+        .split_once('=')
+        .ok_or("expected DEVICE=SNAPSHOT or DEVICE=SNAPSHOT,delete")?;
+    let (snapshot, delete) = match rest.split_once(',') {
+        None => (rest, false),
+        Some((snapshot, "delete")) => (snapshot, true),
+        Some((_, other)) => return Err(format!("`{other}` is not `delete`")),
+    };
+    Ok(RegisterImageBlockDevice {
+        device_name: device.to_owned(),
+        snapshot_id: snapshot.to_owned(),
+        delete_on_termination: delete,
+    })
 }
 
 #[derive(Args)]
@@ -104,6 +187,63 @@ pub async fn create(client: &mut Client, args: CreateArgs) -> Result<Image, Fail
                 ("stop_timeout_seconds", "--timeout"),
             ]),
         )
+    })?;
+    answer
+        .into_inner()
+        .image
+        .ok_or_else(|| Failure::new(NO_IMAGE))
+}
+
+pub async fn register(client: &mut Client, args: RegisterArgs) -> Result<Image, Failure> {
+    let kernel_image_id = match &args.kernel_of {
+        Some(image) => client.image_id(image).await?,
+        None => String::new(),
+    };
+    let request = RegisterImageRequest {
+        name: args.name,
+        description: args.description,
+        root_snapshot_id: args.root,
+        block_devices: args.disk,
+        kernel_image_id,
+        kernel_args: args.kernel_args,
+        boot_protocol: args
+            .boot_protocol
+            .unwrap_or(BootProtocol::Unspecified)
+            .into(),
+        tags: args.tag,
+        client_token: args.client_token,
+    };
+    let answer = client.images.register_image(request).await;
+    let answer = answer.map_err(|status| {
+        rpc_with_flags(
+            status,
+            &flags([
+                ("name", "--name"),
+                ("root_snapshot_id", "--root"),
+                ("block_devices", "--disk"),
+                ("kernel_image_id", "--kernel-of"),
+                ("kernel_args", "--kernel-args"),
+            ]),
+        )
+    })?;
+    answer
+        .into_inner()
+        .image
+        .ok_or_else(|| Failure::new(NO_IMAGE))
+}
+
+pub async fn copy(client: &mut Client, args: CopyArgs) -> Result<Image, Failure> {
+    let request = CopyImageRequest {
+        source_image_id: client.image_id(&args.image).await?,
+        name: args.name,
+        description: args.description,
+        tags: args.tag,
+        client_token: args.client_token,
+    };
+    let answer = client.images.copy_image(request).await;
+    let answer = answer.map_err(|status| {
+        let names = [("source_image_id", "IMAGE"), ("name", "--name")];
+        rpc_with_flags(status, &flags(names))
     })?;
     answer
         .into_inner()

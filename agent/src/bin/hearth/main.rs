@@ -1,6 +1,6 @@
 //! `hearth`: drives `hearthd` from a terminal or a script.
 //!
-//! One file for each noun of the API ([`instance`], [`volume`], [`image`], [`events`]), each with
+//! One file for each noun of the API ([`instance`], [`volume`], [`snapshot`], [`image`], [`events`]), each with
 //! its arguments and what they do. [`client`] talks to the agent, [`failure`] turns what went
 //! wrong into a line and a hint, [`output`] prints tables and JSON.
 
@@ -17,6 +17,8 @@ mod image_files;
 mod instance;
 mod output;
 mod run;
+mod sharing;
+mod snapshot;
 mod upload;
 mod volume;
 mod wait;
@@ -27,7 +29,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{client::Client, failure::Failure, output::Output};
 
-/// Run micro-VMs on this machine: instances, volumes and images, in EC2's words.
+/// Run micro-VMs on this machine: instances, volumes, snapshots and images, in EC2's words.
 #[derive(Parser)]
 #[command(
     name = "hearth",
@@ -47,6 +49,16 @@ struct Cli {
     )]
     socket: PathBuf,
 
+    /// The account to act as; `*` looks at all of them.
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_ACCOUNT",
+        value_name = "NAME",
+        default_value = "local"
+    )]
+    account: String,
+
     /// Tables for people, or one JSON document for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     output: Output,
@@ -65,6 +77,9 @@ enum Command {
     /// Block volumes.
     #[command(subcommand, visible_alias = "volumes")]
     Volume(volume::VolumeCommand),
+    /// What volumes held at one point in time.
+    #[command(subcommand, visible_alias = "snapshots")]
+    Snapshot(snapshot::SnapshotCommand),
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
@@ -92,13 +107,16 @@ fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let output = cli.output;
-    let connect = || Client::connect(&cli.socket);
+    let connect = || Client::connect(&cli.socket, &cli.account);
     match cli.command {
         Command::Run(args) => run::run(&mut connect().await?, output, args).await,
         Command::Instance(command) => {
             instance::dispatch(&mut connect().await?, output, command).await
         }
         Command::Volume(command) => volume::dispatch(&mut connect().await?, output, command).await,
+        Command::Snapshot(command) => {
+            snapshot::dispatch(&mut connect().await?, output, command).await
+        }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,

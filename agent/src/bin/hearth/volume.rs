@@ -23,7 +23,7 @@ use crate::{
 /// Block volumes.
 #[derive(Subcommand)]
 pub enum VolumeCommand {
-    /// Make an empty volume, or one from an image's root.
+    /// Make an empty volume, or one from a snapshot or an image's root.
     Create(CreateArgs),
     /// Make a volume from a raw or qcow2 file.
     Import(ImportArgs),
@@ -46,11 +46,14 @@ pub enum VolumeCommand {
 #[derive(Args)]
 pub struct CreateArgs {
     /// Size in GiB (20, 20G, 1T).
-    #[arg(long, value_parser = parse_gib, required_unless_present = "image")]
+    #[arg(long, value_parser = parse_gib, required_unless_present_any = ["image", "snapshot"])]
     size: Option<u64>,
     /// Start with the content of this image's root (id or name).
     #[arg(long)]
     image: Option<String>,
+    /// Start with the content of this snapshot.
+    #[arg(long, conflicts_with = "image")]
+    snapshot: Option<String>,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -157,6 +160,7 @@ fn failed(status: Status) -> Failure {
             ("size_gib", "--size"),
             ("header.size_gib", "--size"),
             ("image_id", "--image"),
+            ("snapshot_id", "--snapshot"),
             ("instance_id", "INSTANCE"),
             ("device_name", "--device"),
             ("sha256", "--sha256"),
@@ -181,6 +185,7 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
     let request = CreateVolumeRequest {
         size_gib: args.size.unwrap_or(0),
         image_id,
+        snapshot_id: args.snapshot.unwrap_or_default(),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
     };
@@ -395,6 +400,7 @@ fn print_one(volume: &Volume) -> Result<(), Failure> {
         ("Size", human::bytes(volume.size_bytes)),
         ("Own data", human::bytes(volume.allocated_bytes)),
         ("Image", volume.image_id.clone()),
+        ("Snapshot", volume.snapshot_id.clone()),
         ("Attached to", attached_to(volume)),
         ("Created", human::time_and_age(volume.create_time.as_ref())),
         ("Tags", tags.join("\n")),

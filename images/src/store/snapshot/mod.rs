@@ -67,6 +67,16 @@ impl Store {
         self.name_snapshots(&names)
     }
 
+    /// Gives the layer of a snapshot a second name. Constant time; either may be deleted first.
+    pub fn copy_snapshot(&self, from: &SnapshotId, to: &SnapshotId) -> Result<SnapshotInfo> {
+        let _names = self.layout.lock_names()?;
+        self.refuse_existing_snapshot(to)?;
+        let layer = self.snapshot_record(from)?.layer_id()?;
+        self.name_snapshots(&[(to, &layer)])?
+            .pop()
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no snapshot {to}")))
+    }
+
     /// The volumes leave the sealed layers before snapshots name them: after a crash in between
     /// there are longer chains and no snapshot, never a snapshot that changes.
     fn switch_at_rest(&self, at_rest: &mut [AtRest<'_>]) -> Result<()> {
