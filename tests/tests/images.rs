@@ -757,10 +757,10 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
         ..Default::default()
     };
     eventually(async || {
-        let answer = hearth
-            .instances()
-            .describe_instances(of_account("other", all.clone()));
-        let state = answer.await?.into_inner().instances[0].state();
+        let mut client = hearth.instances();
+        let asked = of_account("other", all.clone());
+        let answer = client.describe_instances(asked).await?.into_inner();
+        let state = answer.instances[0].state();
         ensure!(state == InstanceState::Running, "{state:?}");
         Ok(())
     })
