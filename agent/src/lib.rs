@@ -10,10 +10,12 @@
 //! - `merging`: keeps the chains of layers below volumes short.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
+//! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
 //! - `query`: filters and pages of Describe calls.
 //! - `host`, `instance_types`: what the host has, and the shapes it is cut into.
 //! - `error`: what goes wrong, and the only place that turns it into a gRPC status.
 
+pub mod boot_finder;
 pub mod config;
 pub mod server;
 

@@ -53,8 +53,8 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
         .read(|c| db::images::in_state(c, ImageState::Pending))
         .await?;
     for image in pending {
-        tracing::info!(image = image.id, "its import was cut off; taken back");
-        images::import::undo(context, image).await?;
+        tracing::info!(image = image.id, "its making was cut off; taken back");
+        images::undo(context, image).await?;
     }
     snapshots::delete::undo_cut_off(context).await?;
     for volume in context

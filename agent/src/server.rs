@@ -227,6 +227,7 @@ async fn router(
     .max_decoding_message_size(MAX_MESSAGE);
     let image_api = ImageServiceServer::new(ImageApi {
         context: context.clone(),
+        instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
     let store_api = StoreServiceServer::new(StoreApi {

@@ -88,6 +88,20 @@ pub fn forget(tx: &Tx<'_>, owner: &str, operation: &'static str, token: &str) ->
     Ok(())
 }
 
+/// The same, if it was this object that the call made.
+pub fn forget_of(
+    tx: &Tx<'_>,
+    owner: &str,
+    operation: &'static str,
+    token: &str,
+    id: &str,
+) -> ApiResult<()> {
+    match db::tokens::get(tx, owner, operation, token)? {
+        Some(row) if row.result == [id] => forget(tx, owner, operation, token),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use hearth_proto::v1::CreateVolumeRequest;

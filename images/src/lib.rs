@@ -11,6 +11,7 @@
 //! - `layer`: one qcow2 file: its header, its parent, how a new one is made
 //! - `check`: walks the tables of a layer, compares refcounts, repairs them after a crash
 //! - `import`: makes a layer from a raw or qcow2 image that nobody trusts
+//! - `rootfs`: kernel, initrd and kernel arguments from inside a disk's own file systems
 //! - `crash`: named steps at which a test can end the process
 //! - `upkeep`: checks of the whole store, checksums of layers, usage
 //! - `export`: a volume or snapshot as a stand-alone image
@@ -27,6 +28,7 @@ mod id;
 pub mod import;
 pub mod layer;
 mod mapping;
+pub mod rootfs;
 pub mod store;
 pub mod upkeep;
 

@@ -23,6 +23,7 @@
 //!   tested with it.
 //! - [`Netns`] is a network namespace for an agent, with taps.
 //! - [`as_account`] calls as somebody else.
+//! - [`root_disk`] makes disks that have their kernel inside.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
 //!
 //! Deadlines are generous, because a guest on emulated KVM takes its time: they end a test that
@@ -43,6 +44,7 @@ pub mod netns;
 pub mod probe;
 pub mod processes;
 pub mod programs;
+pub mod root_disk;
 pub mod snapshots;
 pub mod store;
 pub mod tiny;

@@ -1,5 +1,7 @@
 //! The agent's types as the wire's, and the other way round.
 
+use std::time::Duration;
+
 use hearth_images::DiskFormat;
 use hearth_proto::v1;
 
@@ -12,10 +14,11 @@ use crate::{
         file::DeclaredFile,
         model::{BootProtocol, Image, ImageState},
     },
-    instances::{InstanceView, driver::Change, state::InstanceState},
+    instances::{InstanceView, STOP_PATIENCE, devices, driver::Change, state::InstanceState},
     sharing::{Change as PermissionChange, Permissions},
     snapshots::model::{Snapshot, SnapshotState},
     tags::Tag,
+    time::Millis,
     volumes::model::Volume,
 };
 
@@ -35,6 +38,34 @@ pub fn tags_out(tags: Vec<Tag>) -> Vec<v1::Tag> {
             value: tag.value,
         })
         .collect()
+}
+
+/// Longest time a guest may be given to shut down, in seconds.
+const MAX_STOP_SECONDS: u32 = 3600;
+
+/// How long a guest may take to shut down; 0 is the usual time.
+pub fn stop_patience(seconds: u32, field: &str) -> ApiResult<Duration> {
+    match seconds {
+        0 => Ok(STOP_PATIENCE),
+        1..=MAX_STOP_SECONDS => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_STOP_SECONDS}"),
+        )),
+    }
+}
+
+/// A point in time.
+pub fn time_in(time: &prost_types::Timestamp, field: &str) -> ApiResult<Millis> {
+    let millis = time
+        .seconds
+        .checked_mul(1000)
+        .and_then(|millis| millis.checked_add(i64::from(time.nanos) / 1_000_000));
+    match millis {
+        // As the protocol defines it: the years 1 to 9999.
+        Some(millis) if (0..=253_402_300_799_999).contains(&millis) => Ok(Millis(millis)),
+        _ => Err(ApiError::invalid(field, "not a time after 1970")),
+    }
 }
 
 /// Unspecified is `None`.
@@ -158,6 +189,23 @@ pub fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
     }
 }
 
+fn block_devices(image: &Image) -> Vec<v1::ImageBlockDevice> {
+    let has_root_disk = image.disks.iter().any(|disk| disk.device == devices::ROOT);
+    let imported = (image.has_root && !has_root_disk).then(|| v1::ImageBlockDevice {
+        device_name: devices::ROOT.to_owned(),
+        snapshot_id: String::new(),
+        size_bytes: image.root_size_bytes,
+        delete_on_termination: true,
+    });
+    let own = image.disks.iter().map(|disk| v1::ImageBlockDevice {
+        device_name: disk.device.clone(),
+        snapshot_id: disk.snapshot_id.clone(),
+        size_bytes: disk.size_bytes,
+        delete_on_termination: disk.delete_on_termination,
+    });
+    imported.into_iter().chain(own).collect()
+}
+
 pub fn image(image: Image) -> v1::Image {
     let state = match image.state {
         ImageState::Pending => v1::ImageState::Pending,
@@ -165,6 +213,9 @@ pub fn image(image: Image) -> v1::Image {
         ImageState::Deregistered => v1::ImageState::Deregistered,
     };
     v1::Image {
+        block_devices: block_devices(&image),
+        source_instance_id: image.source_instance_id.unwrap_or_default(),
+        deprecation_time: image.deprecation_time.map(Into::into),
         image_id: image.id,
         owner_id: image.owner,
         name: image.name,

@@ -26,9 +26,6 @@ use crate::{
     tokens::ClientToken,
 };
 
-/// Longest time a guest may be given to shut down, in seconds.
-const MAX_STOP_SECONDS: u32 = 3600;
-
 /// Pieces of console traffic that may wait.
 const WAITING: usize = 64;
 
@@ -92,18 +89,6 @@ impl InstanceApi {
                 })
                 .collect(),
         })
-    }
-}
-
-/// How long a guest may take to shut down.
-pub fn patience(seconds: u32, field: &str) -> ApiResult<Duration> {
-    match seconds {
-        0 => Ok(STOP_PATIENCE),
-        seconds @ 1..=MAX_STOP_SECONDS => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(ApiError::invalid(
-            field,
-            format!("at most {MAX_STOP_SECONDS}"),
-        )),
     }
 }
 
@@ -182,7 +167,7 @@ impl InstanceService for InstanceApi {
     ) -> Result<Response<v1::StopInstancesResponse>, Status> {
         let account = Account::of(&request)?;
         let request = request.into_inner();
-        let patience = patience(request.timeout_seconds, "timeout_seconds")?;
+        let patience = convert::stop_patience(request.timeout_seconds, "timeout_seconds")?;
         let asked = Asked::Stop {
             force: request.force,
         };

@@ -110,10 +110,7 @@ impl SnapshotService for SnapshotApi {
             client_token: request.client_token,
             token,
             stop_first: request.stop_first,
-            patience: super::instances::patience(
-                request.stop_timeout_seconds,
-                "stop_timeout_seconds",
-            )?,
+            patience: convert::stop_patience(request.stop_timeout_seconds, "stop_timeout_seconds")?,
         };
         let (mut snapshots, warnings) = self.take(request).await?;
         Ok(Response::new(v1::CreateSnapshotResponse {
@@ -150,10 +147,7 @@ impl SnapshotService for SnapshotApi {
             client_token: request.client_token,
             token,
             stop_first: request.stop_first,
-            patience: super::instances::patience(
-                request.stop_timeout_seconds,
-                "stop_timeout_seconds",
-            )?,
+            patience: convert::stop_patience(request.stop_timeout_seconds, "stop_timeout_seconds")?,
         };
         let (snapshots, warnings) = self.take(request).await?;
         Ok(Response::new(v1::CreateSnapshotsResponse {

@@ -5,13 +5,13 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
-    images::model::{Image, ImageState},
+    images::model::{Image, ImageDisk, ImageState},
     time::Millis,
 };
 
 const SELECT: &str = "SELECT seq, id, owner, name, description, state, architecture, kernel,
     initrd, kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
-    boot_protocol FROM images";
+    boot_protocol, source_instance_id, deprecation_time FROM images";
 
 const STATE_EVENT: &str = "image.state";
 
@@ -20,10 +20,10 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
     tx.prepare_cached(
         "INSERT INTO images (id, owner, name, description, state, architecture, kernel, initrd,
             kernel_args, has_root, root_size_bytes, create_time, tags, client_token,
-            boot_protocol)
+            boot_protocol, source_instance_id, deprecation_time)
          VALUES (:id, :owner, :name, :description, :state, :architecture, :kernel, :initrd,
             :kernel_args, :has_root, :root_size_bytes, :create_time, :tags, :client_token,
-            :boot_protocol)",
+            :boot_protocol, :source_instance_id, :deprecation_time)",
     )?
     .execute(named_params! {
         ":id": image.id,
@@ -41,8 +41,11 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
         ":tags": to_json(&image.tags)?,
         ":client_token": image.client_token,
         ":boot_protocol": image.boot_protocol,
+        ":source_instance_id": image.source_instance_id,
+        ":deprecation_time": image.deprecation_time.map(|time| time.0),
     })?;
     image.seq = tx.last_insert_rowid();
+    insert_disks(tx, image)?;
     tx.event(NewEvent::state(
         STATE_EVENT,
         &image.owner,
@@ -51,6 +54,39 @@ pub fn insert(tx: &mut Tx<'_>, image: &mut Image) -> DbResult<()> {
         image.state.word(),
     ));
     Ok(())
+}
+
+fn insert_disks(tx: &Tx<'_>, image: &Image) -> DbResult<()> {
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO image_disks (image_id, device, snapshot_id, size_bytes,
+            delete_on_termination) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for disk in &image.disks {
+        insert.execute(params![
+            image.id,
+            disk.device,
+            disk.snapshot_id,
+            signed(disk.size_bytes),
+            disk.delete_on_termination,
+        ])?;
+    }
+    Ok(())
+}
+
+fn disks(connection: &Connection, image_id: &str) -> DbResult<Vec<ImageDisk>> {
+    let mut select = connection.prepare_cached(
+        "SELECT device, snapshot_id, size_bytes, delete_on_termination FROM image_disks
+         WHERE image_id = ?1 ORDER BY device",
+    )?;
+    let rows = select.query_map([image_id], |row| {
+        Ok(ImageDisk {
+            device: row.get(0)?,
+            snapshot_id: row.get(1)?,
+            size_bytes: unsigned(row.get(2)?),
+            delete_on_termination: row.get(3)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// The images, not deregistered, that have a disk of this snapshot.
@@ -67,13 +103,19 @@ pub fn of_snapshot(connection: &Connection, snapshot_id: &str) -> DbResult<Vec<S
 pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
     tx.prepare_cached(
         "UPDATE images SET state = :state, kernel = :kernel, initrd = :initrd,
-            root_size_bytes = :root_size_bytes WHERE id = :id",
+            kernel_args = :kernel_args, description = :description,
+            boot_protocol = :boot_protocol,
+            deprecation_time = :deprecation_time, root_size_bytes = :root_size_bytes WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": after.id,
         ":state": after.state,
         ":kernel": after.kernel,
         ":initrd": after.initrd,
+        ":kernel_args": after.kernel_args,
+        ":description": after.description,
+        ":boot_protocol": after.boot_protocol,
+        ":deprecation_time": after.deprecation_time.map(|time| time.0),
         ":root_size_bytes": signed(after.root_size_bytes),
     })?;
     if before.state != after.state {
@@ -90,6 +132,7 @@ pub fn update(tx: &mut Tx<'_>, before: &Image, after: &Image) -> DbResult<()> {
 
 /// Forgets an image whose files are gone, and tells so.
 pub fn remove(tx: &mut Tx<'_>, image: &Image) -> DbResult<()> {
+    tx.execute("DELETE FROM image_disks WHERE image_id = ?1", [&image.id])?;
     tx.execute("DELETE FROM images WHERE id = ?1", [&image.id])?;
     super::permissions::forget(tx, &image.id)?;
     tx.event(NewEvent::state(
@@ -158,6 +201,7 @@ fn collect(
         let (image, tags) = row?;
         Ok(Image {
             tags: from_json(&tags)?,
+            disks: disks(connection, &image.id)?,
             ..image
         })
     })
@@ -182,5 +226,8 @@ fn image(row: &Row<'_>) -> rusqlite::Result<Image> {
         tags: Vec::new(),
         client_token: row.get(14)?,
         boot_protocol: row.get(15)?,
+        disks: Vec::new(),
+        source_instance_id: row.get(16)?,
+        deprecation_time: row.get::<_, Option<i64>>(17)?.map(Millis),
     })
 }

@@ -75,6 +75,25 @@ impl Drop for Received {
 }
 
 impl Received {
+    /// A file that is there already, durable, and from now on this one's to remove.
+    pub fn adopt(path: PathBuf) -> io::Result<Self> {
+        let mut received = Self {
+            path,
+            sha256: String::new(),
+        };
+        let mut hasher = Sha256::new();
+        let mut file = File::open(&received.path)?;
+        let mut buffer = vec![0u8; 256 << 10];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+        received.sha256 = hex(&hasher.finalize());
+        Ok(received)
+    }
+
     /// Where it lies for now.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,4 +1,5 @@
-//! ImportImage: kernel, initrd and root, one after the other in one stream.
+//! ImportImage: kernel, initrd and root, one after the other in one stream. Without a kernel it
+//! is looked for inside the root.
 //!
 //! The row comes first, as `pending`; the files after it; whatever goes wrong takes the row back.
 //! A row that is still pending when the agent starts belonged to an import that was cut off.
@@ -8,21 +9,23 @@ use std::sync::Arc;
 use hearth_images::{DiskFormat, ErrorKind, ImportOptions, ImportSource, crash_point};
 
 use super::{
+    check_description, check_name, check_name_free,
     file::{self, DeclaredFile, Received},
+    found::found_in_root,
     get, kernel,
     model::{BootProtocol, Image, ImageState},
-    remove_root, snapshot_id,
+    snapshot_id, undo,
 };
 use crate::{
     blocking::{blocking, carried_through},
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    ids::{Kind, shortened},
+    ids::Kind,
     instances::launch::check_kernel_args,
     tags::{self, Tag},
     time::Millis,
-    tokens::{self, ClientToken},
+    tokens::ClientToken,
     transfer::Body,
 };
 
@@ -31,9 +34,6 @@ pub const IMPORT: &str = "ImportImage";
 
 /// Largest kernel and largest initrd, in bytes.
 const MAX_BOOT_FILE: u64 = 512 << 20;
-
-/// Longest description, in characters.
-const MAX_DESCRIPTION: usize = 255;
 
 /// What a caller says about an image.
 #[derive(Clone, Debug)]
@@ -58,20 +58,16 @@ pub struct ImportRequest {
 struct Files {
     kernel: Received,
     initrd: Option<Received>,
+    kernel_args: String,
     /// Size of the root volume, in bytes; 0 when there is none.
     root_size_bytes: u64,
 }
 
 impl ImportRequest {
-    /// Checks all that needs neither database nor files; returns the kernel's declaration.
-    pub fn check(&self) -> ApiResult<&DeclaredFile> {
-        check_name(&self.name)?;
-        if self.description.chars().count() > MAX_DESCRIPTION {
-            return Err(ApiError::invalid(
-                "header.description",
-                format!("at most {MAX_DESCRIPTION} characters"),
-            ));
-        }
+    /// Checks all that needs neither database nor files.
+    pub fn check(&self) -> ApiResult<()> {
+        check_name(&self.name, "header.name")?;
+        check_description(&self.description, "header.description")?;
         if !matches!(self.architecture.as_str(), "" | "x86_64") {
             return Err(ApiError::invalid(
                 "header.architecture",
@@ -80,21 +76,32 @@ impl ImportRequest {
         }
         check_kernel_args(&self.kernel_args, "header.kernel_args")?;
         tags::check(&self.tags, "header.tags")?;
-        let kernel = self.kernel.as_ref().ok_or_else(|| {
-            ApiError::field(
-                Reason::MissingParameter,
-                "header.kernel",
-                "an image has a kernel",
-            )
-        })?;
-        check_file(kernel, MAX_BOOT_FILE, "header.kernel")?;
+        match &self.kernel {
+            Some(kernel) => check_file(kernel, MAX_BOOT_FILE, "header.kernel")?,
+            None if self.root.is_none() => {
+                return Err(ApiError::field(
+                    Reason::MissingParameter,
+                    "header.kernel",
+                    "an image has a kernel, or a root to find one in",
+                ));
+            }
+            None if self.initrd.is_some() => {
+                return Err(ApiError::field(
+                    Reason::InvalidParameterCombination,
+                    "header.initrd",
+                    "an initrd comes with its kernel; without a kernel, both are looked for in \
+                     the root",
+                ));
+            }
+            None => {}
+        }
         if let Some(initrd) = &self.initrd {
             check_file(initrd, MAX_BOOT_FILE, "header.initrd")?;
         }
         if let Some(root) = &self.root {
             check_file(root, hearth_images::MAX_DISK_BYTES, "header.root")?;
         }
-        Ok(kernel)
+        Ok(())
     }
 
     /// Length of the whole stream after the header, in bytes. No overflow after
@@ -116,21 +123,6 @@ fn check_file(declared: &DeclaredFile, most: u64, field: &str) -> ApiResult<()> 
     file::check_sha256(&declared.sha256, &format!("{field}.sha256"))
 }
 
-fn check_name(name: &str) -> ApiResult<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-()[] ".contains(c);
-    if (3..=128).contains(&name.chars().count()) && name.chars().all(allowed) {
-        return Ok(());
-    }
-    Err(ApiError::field(
-        Reason::ImageNameMalformed,
-        "header.name",
-        format!(
-            "{:?} is not a name: 3 to 128 letters, digits and . _ - ( ) [ ] space",
-            shortened(name)
-        ),
-    ))
-}
-
 /// Reads the image's files from `body`.
 pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -> ApiResult<Image> {
     request.check()?;
@@ -144,7 +136,14 @@ pub async fn import(context: Arc<Context>, request: ImportRequest, body: Body) -
         }
         crash_point("image.row-pending");
         let result = match receive_all(&context, &pending, request, body).await {
-            Ok(files) => finish(&context, pending.clone(), files).await,
+            Ok(files) => {
+                let named = Image {
+                    kernel_args: files.kernel_args,
+                    root_size_bytes: files.root_size_bytes,
+                    ..pending.clone()
+                };
+                finish(&context, pending.clone(), named, files.kernel, files.initrd).await
+            }
             Err(error) => Err(error),
         };
         if result.is_err() {
@@ -166,13 +165,7 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         let id = ids.first().map(String::as_str).unwrap_or_default();
         return Ok((get(tx, id, "header.client_token")?, false));
     }
-    if let Some(other) = db::images::by_name(tx, &request.owner, &request.name)? {
-        return Err(ApiError::field(
-            Reason::ImageNameDuplicate,
-            "header.name",
-            format!("{other} has the name {:?} already", request.name),
-        ));
-    }
+    check_name_free(tx, &request.owner, &request.name, "header.name")?;
     let mut image = Image {
         seq: 0,
         id: id.to_owned(),
@@ -190,6 +183,9 @@ fn insert(tx: &mut db::Tx<'_>, id: &str, request: &ImportRequest) -> ApiResult<(
         create_time: Millis::now(),
         tags: request.tags.clone(),
         client_token: request.client_token.clone(),
+        disks: Vec::new(),
+        source_instance_id: None,
+        deprecation_time: None,
     };
     db::images::insert(tx, &mut image)?;
     if let Some(token) = &request.token {
@@ -226,29 +222,23 @@ fn receive(
     request: &ImportRequest,
     body: &mut Body,
 ) -> ApiResult<Files> {
-    let kernel = request.check()?;
-    let kernel = file::receive(
-        body,
-        kernel,
-        tmp.join(format!("{id}.kernel")),
-        "header.kernel",
-    )?;
-    kernel::check(kernel.path())
-        .map_err(|error| ApiError::internal("looking at a kernel", error))?
-        .map_err(|kernel::NotAKernel(what)| {
-            ApiError::invalid("header.kernel", format!("the file {what}"))
-                .with("kind", "NotAKernel")
-        })?;
+    let kernel = request
+        .kernel
+        .as_ref()
+        .map(|kernel| {
+            let path = tmp.join(format!("{id}.kernel"));
+            file::receive(body, kernel, path, "header.kernel")
+        })
+        .transpose()?;
+    if let Some(kernel) = &kernel {
+        check_kernel(kernel, "header.kernel", "the file")?;
+    }
     let initrd = request
         .initrd
         .as_ref()
         .map(|initrd| {
-            file::receive(
-                body,
-                initrd,
-                tmp.join(format!("{id}.initrd")),
-                "header.initrd",
-            )
+            let path = tmp.join(format!("{id}.initrd"));
+            file::receive(body, initrd, path, "header.initrd")
         })
         .transpose()?;
     let mut root_size_bytes = 0;
@@ -267,11 +257,28 @@ fn receive(
         crash_point("image.root-imported");
         root_size_bytes = info.size_bytes;
     }
+    let (kernel, initrd, kernel_args) = match kernel {
+        Some(kernel) => (kernel, initrd, request.kernel_args.clone()),
+        None => {
+            let (root, args) = (snapshot_id(id)?, &request.kernel_args);
+            let found = found_in_root(store, &root, tmp, id, args, "header.root")?;
+            (found.kernel, found.initrd, found.kernel_args)
+        }
+    };
     Ok(Files {
         kernel,
         initrd,
+        kernel_args,
         root_size_bytes,
     })
+}
+
+pub(super) fn check_kernel(kernel: &Received, field: &str, what: &str) -> ApiResult<()> {
+    kernel::check(kernel.path())
+        .map_err(|error| ApiError::internal("looking at a kernel", error))?
+        .map_err(|kernel::NotAKernel(problem)| {
+            ApiError::invalid(field, format!("{what} {problem}")).with("kind", "NotAKernel")
+        })
 }
 
 fn root_error(error: &hearth_images::Error) -> ApiError {
@@ -283,14 +290,20 @@ fn root_error(error: &hearth_images::Error) -> ApiError {
     ApiError::from_store(error, field, "importing an image")
 }
 
-/// The files get their names, and the image becomes available.
-async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Image> {
+/// The files get their names, and the image becomes available; `named` is the pending image with
+/// what is known of it now.
+pub(super) async fn finish(
+    context: &Context,
+    pending: Image,
+    named: Image,
+    kernel: Received,
+    initrd: Option<Received>,
+) -> ApiResult<Image> {
     let _held = context.kernels.lock().await;
     let named = Image {
-        kernel: files.kernel.sha256.clone(),
-        initrd: files.initrd.as_ref().map(|initrd| initrd.sha256.clone()),
-        root_size_bytes: files.root_size_bytes,
-        ..pending.clone()
+        kernel: kernel.sha256.clone(),
+        initrd: initrd.as_ref().map(|initrd| initrd.sha256.clone()),
+        ..named
     };
     // The row knows the files before they have their names, so that none is ever without owner.
     let row = named.clone();
@@ -301,7 +314,6 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
     crash_point("image.row-with-files");
     let dir = context.settings.kernels();
     blocking("keeping an image's files", move || {
-        let Files { kernel, initrd, .. } = files;
         kernel.keep(&dir)?;
         initrd.map_or(Ok(()), |initrd| initrd.keep(&dir))
     })
@@ -319,19 +331,6 @@ async fn finish(context: &Context, pending: Image, files: Files) -> ApiResult<Im
         .await?;
     crash_point("image.row-available");
     Ok(available)
-}
-
-/// Takes back an image that could not be imported: store, row and client token. Kernel files
-/// that nobody needs go with the next reconciliation.
-pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
-    remove_root(context, &image).await?;
-    context
-        .db
-        .write(move |tx| {
-            tokens::forget(tx, &image.owner, IMPORT, &image.client_token)?;
-            Ok(db::images::remove(tx, &image)?)
-        })
-        .await
 }
 
 #[cfg(test)]
@@ -368,7 +367,21 @@ mod tests {
                 sha256: sha256.to_owned(),
             })
         };
-        let cases: [(&str, ImportRequest); 9] = [
+        // A kernel may be in the root.
+        let found = ImportRequest {
+            kernel: None,
+            root: file(1, ""),
+            ..request()
+        };
+        found.check().expect("good");
+        let cases: [(&str, ImportRequest); 10] = [
+            (
+                "header.initrd",
+                ImportRequest {
+                    initrd: file(1, ""),
+                    ..found
+                },
+            ),
             (
                 "header.name",
                 ImportRequest {

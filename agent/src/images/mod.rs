@@ -1,13 +1,23 @@
 //! Images: what instances are made from.
 //!
+//! - [`create`]: an image of an instance
+//! - [`register`]: an image of snapshots
+//! - [`copy`]: another image of the same disks
+//! - [`modify`]: what may be changed later
 //! - [`import`]: an image from files that a caller sends
+//! - [`found`]: the kernel inside of an image's root
 //! - [`kernel`]: is it a kernel at all?
 //! - [`file`]: one file of the stream, checked on its way to the disk
 
+pub mod copy;
+pub mod create;
 pub mod file;
+pub mod found;
 pub mod import;
 pub mod kernel;
 pub mod model;
+pub mod modify;
+pub mod register;
 
 use std::{collections::HashSet, fs, io, sync::Arc};
 
@@ -20,14 +30,20 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    ids::Kind,
+    ids::{Kind, shortened},
     query::{
         Described,
         page::{Page, Query},
         tags_weight,
     },
+    snapshots::model::{Snapshot, SnapshotState},
     tags::Tag,
+    time::Millis,
+    tokens,
 };
+
+/// Longest description, in characters.
+const MAX_DESCRIPTION: usize = 255;
 
 /// DescribeImages.
 pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Image>> {
@@ -84,7 +100,7 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
     {
         return Ok(());
     }
-    remove_root(context, image).await?;
+    remove_contents(context, image).await?;
     crash_point("image.root-removed");
     let image = image.clone();
     context
@@ -95,19 +111,98 @@ pub async fn finish_deregistering(context: &Context, image: &Image) -> ApiResult
     Ok(())
 }
 
-/// Removes an image's root from the store; fine when it is not there.
-pub async fn remove_root(context: &Context, image: &Image) -> ApiResult<()> {
+/// Removes from the store what is an image's own: a root that came with an import. Snapshots
+/// live on without their images. Fine when it is not there.
+async fn remove_contents(context: &Context, image: &Image) -> ApiResult<()> {
+    const DOING: &str = "removing an image's root";
     let (store, id) = (context.store.clone(), snapshot_id(&image.id)?);
-    match blocking("removing an image's root", move || {
-        store.delete_snapshot(&id)
-    })
-    .await?
-    {
+    match blocking(DOING, move || store.delete_snapshot(&id)).await? {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(ApiError::from_store(&error, "", "removing an image's root"))
+            Err(ApiError::from_store(&error, "", DOING))
         }
         _ => Ok(()),
     }
+}
+
+/// Takes back an image that could not be made: store, row and client token. Kernel files that
+/// nobody needs go with the next reconciliation, and so do snapshots that were taken for it.
+pub async fn undo(context: &Context, image: Image) -> ApiResult<()> {
+    remove_contents(context, &image).await?;
+    let made_of_instance = image.source_instance_id.is_some();
+    context
+        .db
+        .write(move |tx| {
+            for operation in [
+                import::IMPORT,
+                create::CREATE,
+                register::REGISTER,
+                copy::COPY,
+            ] {
+                tokens::forget_of(tx, &image.owner, operation, &image.client_token, &image.id)?;
+            }
+            db::images::remove(tx, &image)?;
+            if made_of_instance {
+                for disk in &image.disks {
+                    discard_snapshot(tx, &disk.snapshot_id)?;
+                }
+            }
+            Ok::<_, ApiError>(())
+        })
+        .await
+}
+
+/// Has a snapshot deleted that was taken for an image that will not be.
+fn discard_snapshot(tx: &mut db::Tx<'_>, id: &str) -> ApiResult<()> {
+    match db::snapshots::get(tx, id)? {
+        Some(snapshot) if snapshot.state == SnapshotState::Completed => {
+            let after = Snapshot {
+                state: SnapshotState::Deleting,
+                ..snapshot.clone()
+            };
+            Ok(db::snapshots::update(tx, &snapshot, &after)?)
+        }
+        // One that is pending is taken back on its own.
+        _ => Ok(()),
+    }
+}
+
+/// Checks the form of a name.
+fn check_name(name: &str, field: &str) -> ApiResult<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-()[] ".contains(c);
+    if (3..=128).contains(&name.chars().count()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(ApiError::field(
+        Reason::ImageNameMalformed,
+        field,
+        format!(
+            "{:?} is not a name: 3 to 128 letters, digits and . _ - ( ) [ ] space",
+            shortened(name)
+        ),
+    ))
+}
+
+/// Checks that no image of the owner has a name.
+fn check_name_free(connection: &Connection, owner: &str, name: &str, field: &str) -> ApiResult<()> {
+    match db::images::by_name(connection, owner, name)? {
+        None => Ok(()),
+        Some(other) => Err(ApiError::field(
+            Reason::ImageNameDuplicate,
+            field,
+            format!("{other} has the name {name:?} already"),
+        )),
+    }
+}
+
+/// Checks the length of a description.
+fn check_description(description: &str, field: &str) -> ApiResult<()> {
+    if description.chars().count() > MAX_DESCRIPTION {
+        return Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_DESCRIPTION} characters"),
+        ));
+    }
+    Ok(())
 }
 
 /// Removes kernel files that neither an image nor an instance needs.
@@ -147,8 +242,8 @@ fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Image> {
     db::images::get(connection, id)?.ok_or_else(|| Kind::Image.missing(id, field))
 }
 
-fn snapshot_id(image_id: &str) -> ApiResult<SnapshotId> {
-    SnapshotId::new(image_id).map_err(|error| ApiError::internal("naming a snapshot", error))
+fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
+    SnapshotId::new(id).map_err(|error| ApiError::internal("naming a snapshot", error))
 }
 
 impl Described for Image {
@@ -185,5 +280,10 @@ impl Described for Image {
 
     fn tags(&self) -> &[Tag] {
         &self.tags
+    }
+
+    fn hidden(&self) -> bool {
+        self.deprecation_time
+            .is_some_and(|time| time <= Millis::now())
     }
 }

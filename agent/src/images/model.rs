@@ -1,6 +1,6 @@
 //! An image as the agent knows it.
 
-use crate::{tags::Tag, time::Millis};
+use crate::{instances::devices::ROOT, tags::Tag, time::Millis};
 
 crate::db::state_names! {
     /// Where an image is in its life: `(none) ──► pending ──► available ──► deregistered ──►
@@ -44,4 +44,32 @@ pub struct Image {
     pub create_time: Millis,
     pub tags: Vec<Tag>,
     pub client_token: String,
+    /// The disks that have snapshots of their own; a root that came with an import has none.
+    pub disks: Vec<ImageDisk>,
+    /// The instance that it was made of.
+    pub source_instance_id: Option<String>,
+    /// From then on it is deprecated.
+    pub deprecation_time: Option<Millis>,
+}
+
+/// A disk that an image gives to its instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageDisk {
+    /// `/dev/vda`, …
+    pub device: String,
+    pub snapshot_id: String,
+    pub size_bytes: u64,
+    pub delete_on_termination: bool,
+}
+
+impl Image {
+    /// The root, unless it came with an import and is the image's own.
+    pub fn root_disk(&self) -> Option<&ImageDisk> {
+        self.disks.iter().find(|disk| disk.device == ROOT)
+    }
+
+    /// The disks besides the root.
+    pub fn further_disks(&self) -> impl Iterator<Item = &ImageDisk> {
+        self.disks.iter().filter(|disk| disk.device != ROOT)
+    }
 }

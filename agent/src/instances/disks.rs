@@ -4,7 +4,7 @@ use super::devices;
 use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
-    images::model::Image,
+    images::model::{Image, ImageDisk},
     volumes::{
         check_size_gib,
         classes::{Classes, choice::ClassChoice},
@@ -45,6 +45,11 @@ pub struct Disk {
 pub enum DiskSource {
     /// The image's root, at least as large as there.
     Root { size_bytes: u64 },
+    /// A further disk of the image, at least as large as there.
+    OfImage {
+        snapshot_id: String,
+        size_bytes: u64,
+    },
     /// A new one.
     Empty { size_gib: u64 },
     /// A new one with the content of a snapshot; a size of 0 keeps the snapshot's.
@@ -86,8 +91,26 @@ pub fn plan(
             classes,
         )?);
     }
+    for disk in image.further_disks() {
+        if !taken.contains(&disk.device) {
+            taken.push(disk.device.clone());
+            disks.push(of_image(
+                disk,
+                &DiskRequest::default(),
+                String::new(),
+                classes,
+            )?);
+        }
+    }
     for (index, request) in requests.iter().enumerate() {
         let field = format!("block_devices[{index}]");
+        if let Some(disk) = image
+            .further_disks()
+            .find(|disk| disk.device == request.device_name)
+        {
+            disks.push(of_image(disk, request, field, classes)?);
+            continue;
+        }
         if image.has_root && request.device_name == devices::ROOT {
             disks.push(root(image, request, field, classes)?);
             continue;
@@ -150,36 +173,81 @@ fn root(image: &Image, request: &DiskRequest, field: String, classes: &Classes) 
             "the root comes from the image",
         ));
     }
-    let size_bytes = if request.size_gib == 0 {
-        image.root_size_bytes
-    } else {
-        let size_field = format!("{field}.size_gib");
-        check_size_gib(request.size_gib, &size_field)?;
-        let wanted = request.size_gib * GIB;
-        if wanted < image.root_size_bytes {
-            return Err(ApiError::invalid(
-                size_field,
-                format!(
-                    "the image's root has {} bytes; a volume only grows",
-                    image.root_size_bytes
-                ),
-            ));
-        }
-        wanted
-    };
-    let path = match field.as_str() {
-        "" => String::new(),
-        field => format!("{field}."),
-    };
-    classes.check(&request.class(), size_bytes, &path)?;
+    let of_image = image
+        .disks
+        .iter()
+        .find(|disk| disk.device == devices::ROOT)
+        .is_none_or(|disk| disk.delete_on_termination);
+    let size_bytes = size_from(image.root_size_bytes, request, &field)?;
+    classes.check(&request.class(), size_bytes, &path_of(&field))?;
     Ok(Disk {
         device: devices::ROOT.to_owned(),
         source: DiskSource::Root { size_bytes },
         class: request.class(),
-        delete_on_termination: request.delete_on_termination.unwrap_or(true),
+        delete_on_termination: request.delete_on_termination.unwrap_or(of_image),
         read_only: request.read_only,
         field,
     })
+}
+
+/// A further disk of the image, with what the caller changes of it.
+fn of_image(
+    disk: &ImageDisk,
+    request: &DiskRequest,
+    field: String,
+    classes: &Classes,
+) -> ApiResult<Disk> {
+    let given = [
+        ("volume_id", &request.volume_id),
+        ("snapshot_id", &request.snapshot_id),
+    ];
+    if let Some((name, _)) = given.iter().find(|(_, id)| !id.is_empty()) {
+        return Err(ApiError::field(
+            Reason::InvalidParameterCombination,
+            format!("{field}.{name}"),
+            format!("{} comes from the image", disk.device),
+        ));
+    }
+    let size_bytes = size_from(disk.size_bytes, request, &field)?;
+    classes.check(&request.class(), size_bytes, &path_of(&field))?;
+    Ok(Disk {
+        device: disk.device.clone(),
+        source: DiskSource::OfImage {
+            snapshot_id: disk.snapshot_id.clone(),
+            size_bytes,
+        },
+        class: request.class(),
+        delete_on_termination: request
+            .delete_on_termination
+            .unwrap_or(disk.delete_on_termination),
+        read_only: request.read_only,
+        field,
+    })
+}
+
+/// What comes before the name of a field of this mapping; a disk that nobody asked for has none.
+fn path_of(field: &str) -> String {
+    match field {
+        "" => String::new(),
+        field => format!("{field}."),
+    }
+}
+
+/// The size of a disk that the image has with `size_bytes`.
+fn size_from(size_bytes: u64, request: &DiskRequest, field: &str) -> ApiResult<u64> {
+    if request.size_gib == 0 {
+        return Ok(size_bytes);
+    }
+    let size_field = format!("{field}.size_gib");
+    check_size_gib(request.size_gib, &size_field)?;
+    let wanted = request.size_gib * GIB;
+    if wanted < size_bytes {
+        return Err(ApiError::invalid(
+            size_field,
+            format!("the image's disk has {size_bytes} bytes; a volume only grows"),
+        ));
+    }
+    Ok(wanted)
 }
 
 fn source(
@@ -255,6 +323,9 @@ mod tests {
             create_time: Millis(0),
             tags: Vec::new(),
             client_token: String::new(),
+            disks: Vec::new(),
+            source_instance_id: None,
+            deprecation_time: None,
         }
     }
 

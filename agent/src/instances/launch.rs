@@ -276,7 +276,19 @@ impl LaunchRequest {
                 };
                 return Ok(db::volumes::update(tx, &volume, &after)?);
             }
-            DiskSource::Root { size_bytes } => (*size_bytes, Some(image.id.clone()), None),
+            DiskSource::Root { size_bytes } => (
+                *size_bytes,
+                Some(image.id.clone()),
+                image.root_disk().map(|disk| disk.snapshot_id.clone()),
+            ),
+            DiskSource::OfImage {
+                snapshot_id,
+                size_bytes,
+            } => (
+                *size_bytes,
+                Some(image.id.clone()),
+                Some(snapshot_id.clone()),
+            ),
             DiskSource::Empty { size_gib } => (size_gib * GIB, None, None),
             DiskSource::Snapshot { id, size_gib } => {
                 let (id_field, size_field) = (
@@ -396,6 +408,9 @@ mod tests {
             create_time: Millis(0),
             tags: Vec::new(),
             client_token: String::new(),
+            disks: Vec::new(),
+            source_instance_id: None,
+            deprecation_time: None,
         };
         db.write(move |tx| db::images::insert(tx, &mut image))
             .await

@@ -21,6 +21,10 @@ pub trait Described {
     fn values(&self, filter: &str) -> Vec<String>;
     /// About how many bytes it takes in an answer, beyond a few hundred.
     fn weight(&self) -> usize;
+    /// Whether a listing leaves it out unless it is asked for; its owner sees it always.
+    fn hidden(&self) -> bool {
+        false
+    }
     /// Its tags.
     fn tags(&self) -> &[crate::tags::Tag];
 }

@@ -37,6 +37,7 @@ pub struct Query {
     after_seq: i64,
     digest: String,
     account: Account,
+    include_hidden: bool,
 }
 
 /// A page and the token of the next one (empty on the last).
@@ -81,7 +82,16 @@ impl Query {
             after_seq,
             digest,
             account,
+            include_hidden: false,
         })
+    }
+
+    /// Lists also what is hidden from those who do not own it.
+    pub fn including_hidden(self, include_hidden: bool) -> Self {
+        Self {
+            include_hidden,
+            ..self
+        }
     }
 
     /// How many of the objects fit on the page; at least one.
@@ -110,6 +120,9 @@ impl Query {
         let shared = db::permissions::shared_with(connection, self.account.as_ref())?;
         let visible =
             |object: &T| self.account.owns(object.owner()) || shared.contains(object.id());
+        let listed = |object: &T| {
+            self.include_hidden || self.account.owns(object.owner()) || !object.hidden()
+        };
         let mut objects = Vec::new();
         if self.ids.is_empty() {
             // One more than wanted tells whether there is a next page.
@@ -124,7 +137,7 @@ impl Query {
                 let last_batch = rows.len() < batch as usize;
                 for row in rows {
                     seq = row.seq();
-                    if visible(&row) && filter::matches(&row, &self.filters) {
+                    if visible(&row) && listed(&row) && filter::matches(&row, &self.filters) {
                         objects.push(row);
                         if objects.len() > self.max_results {
                             break 'rows;

@@ -77,11 +77,11 @@ pub struct Taken {
 }
 
 /// Rows that were just made, or those of an earlier call.
-struct Inserted {
-    snapshots: Vec<Snapshot>,
+pub struct Inserted {
+    pub snapshots: Vec<Snapshot>,
     warnings: Vec<String>,
     /// Nobody else works on them; none for those of an earlier call.
-    busy: Vec<BusyGuard>,
+    pub busy: Vec<BusyGuard>,
 }
 
 /// Takes snapshots, all at one point in time; all or none.
@@ -125,8 +125,9 @@ pub async fn take(
     .await
 }
 
-/// Everything between the pending rows and the completed ones.
-async fn taken(
+/// Everything between the pending rows and the completed ones. A guest that has to be stopped
+/// may take `patience` to shut down.
+pub async fn taken(
     context: &Context,
     instances: &Instances,
     snapshots: &[Snapshot],
@@ -242,7 +243,8 @@ impl TakeRequest {
         tags::check(&self.tags, "tags")
     }
 
-    fn insert(&self, tx: &mut db::Tx<'_>, context: &Context) -> ApiResult<Inserted> {
+    /// Makes the rows, or finds those of an earlier call.
+    pub fn insert(&self, tx: &mut db::Tx<'_>, context: &Context) -> ApiResult<Inserted> {
         if let Some(token) = &self.token
             && let Some(ids) = token.earlier(tx)?
         {

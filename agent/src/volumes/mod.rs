@@ -126,13 +126,14 @@ fn insert_creating(
     if let Some(earlier) = earlier(tx, request.token.as_ref())? {
         return Ok((earlier, false));
     }
-    let size_bytes = if !request.snapshot_id.is_empty() {
+    let (size_bytes, snapshot_id) = if !request.snapshot_id.is_empty() {
         let (id, size_gib) = (&request.snapshot_id, request.size_gib);
-        snapshots::volume_size(tx, id, size_gib, "snapshot_id", "size_gib")?
+        let size_bytes = snapshots::volume_size(tx, id, size_gib, "snapshot_id", "size_gib")?;
+        (size_bytes, Some(id.clone()))
     } else if request.image_id.is_empty() {
-        request.size_gib * GIB
+        (request.size_gib * GIB, None)
     } else {
-        size_from_image(tx, &request.image_id, request.size_gib)?
+        root_of_image(tx, &request.image_id, request.size_gib)?
     };
     classes.check(&request.class, size_bytes, "")?;
     let mut volume = Volume {
@@ -142,7 +143,7 @@ fn insert_creating(
         state: VolumeState::Creating,
         size_bytes,
         image_id: (!request.image_id.is_empty()).then(|| request.image_id.clone()),
-        snapshot_id: (!request.snapshot_id.is_empty()).then(|| request.snapshot_id.clone()),
+        snapshot_id,
         attachment: None,
         create_time: Millis::now(),
         tags: request.tags.clone(),
@@ -172,7 +173,13 @@ fn earlier(connection: &Connection, token: Option<&ClientToken>) -> ApiResult<Op
     get(connection, id, "client_token").map(Some)
 }
 
-fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> ApiResult<u64> {
+/// The size of a volume made from an image's root, and the root's snapshot, if it has one of its
+/// own.
+fn root_of_image(
+    connection: &Connection,
+    image_id: &str,
+    size_gib: u64,
+) -> ApiResult<(u64, Option<String>)> {
     let image = db::images::get(connection, image_id)?
         .ok_or_else(|| Kind::Image.missing(image_id, "image_id"))?;
     if image.state != ImageState::Available {
@@ -188,9 +195,10 @@ fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> Ap
             format!("the image {image_id} has no root"),
         ));
     }
+    let snapshot = image.root_disk().map(|disk| disk.snapshot_id.clone());
     let wanted = size_gib * GIB;
     match wanted {
-        0 => Ok(image.root_size_bytes),
+        0 => Ok((image.root_size_bytes, snapshot)),
         wanted if wanted < image.root_size_bytes => Err(ApiError::invalid(
             "size_gib",
             format!(
@@ -198,7 +206,7 @@ fn size_from_image(connection: &Connection, image_id: &str, size_gib: u64) -> Ap
                 image.root_size_bytes
             ),
         )),
-        wanted => Ok(wanted),
+        wanted => Ok((wanted, snapshot)),
     }
 }
 

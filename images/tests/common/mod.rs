@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub mod distributions;
 pub mod images;
 pub mod model;
 

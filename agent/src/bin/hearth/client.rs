@@ -127,12 +127,14 @@ impl Client {
         &mut self,
         ids: &[String],
         filters: &[Filter],
+        include_deprecated: bool,
     ) -> Result<Vec<Image>, Failure> {
         let mut all = Vec::new();
         let mut request = DescribeImagesRequest {
             image_ids: ids.to_vec(),
             filters: filters.to_vec(),
             page: None,
+            include_deprecated,
         };
         loop {
             let answer = self
@@ -155,7 +157,7 @@ impl Client {
             return Ok(id_or_name.to_owned());
         }
         let filters = [filter("name", id_or_name), filter("state", "available")];
-        let mut found = self.describe_images(&[], &filters).await?;
+        let mut found = self.describe_images(&[], &filters, false).await?;
         // A name with a `*` would match others too; only the very name counts.
         found.retain(|image| image.name == id_or_name);
         one_of(

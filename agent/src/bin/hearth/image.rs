@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
-    BootProtocol, DeregisterImageRequest, DescribeImagesResponse, DiskFormat, ExportImageRequest,
-    Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest, ModifyLaunchPermissionRequest,
-    Tag, import_image_request::Message,
+    BootProtocol, CreateImageResponse, DeregisterImageRequest, DescribeImagesResponse, DiskFormat,
+    ExportImageRequest, Filter, Image, ImageFile, ImportImageHeader, ImportImageRequest,
+    ModifyLaunchPermissionRequest, Tag, import_image_request::Message,
 };
+use prost_types::Timestamp;
 
 use crate::{
     client::Client,
@@ -15,6 +16,7 @@ use crate::{
     failure::{Failure, flags, rpc_with_flags},
     filters::{parse_filter, parse_tag},
     human,
+    image_change::{self, CopyArgs, CreateArgs, DeprecateArgs, ModifyArgs, RegisterArgs},
     image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
     output::{self, Output},
     sharing,
@@ -24,8 +26,19 @@ use crate::{
 /// What instances are made from.
 #[derive(Subcommand)]
 pub enum ImageCommand {
-    /// Send an image to the agent: a directory with an image.json, or single files.
+    /// Send an image to the agent: a disk with its kernel inside, a directory with an image.json,
+    /// or single files.
     Import(ImportArgs),
+    /// Make an image of an instance and all its disks.
+    Create(CreateArgs),
+    /// Make an image of snapshots.
+    Register(RegisterArgs),
+    /// Make an image of one's own of another.
+    Copy(CopyArgs),
+    /// Change an image, for instances to come.
+    Modify(ModifyArgs),
+    /// Say that an image should not be used any more.
+    Deprecate(DeprecateArgs),
     /// List images.
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -44,17 +57,19 @@ pub enum ImageCommand {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// Directory with an image.json, which names the files beside it.
-    #[arg(required_unless_present = "kernel")]
+    /// Disk image, raw or qcow2, or a directory with an image.json, which names the files beside
+    /// it.
+    #[arg(value_name = "DISK|DIR", required_unless_present_any = ["kernel", "root"])]
     dir: Option<PathBuf>,
-    /// Name of the image; needed without a directory.
+    /// Name of the image; by default what the directory says, or the disk's file name.
     #[arg(long, required_unless_present = "dir")]
     name: Option<String>,
-    /// An uncompressed ELF kernel or a bzImage.
+    /// An uncompressed ELF kernel or a bzImage; without it, kernel, initrd and kernel arguments
+    /// are found inside the root disk.
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
     kernel: Option<PathBuf>,
     /// Initial RAM file system.
-    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dir", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// Root disk, raw or qcow2.
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
@@ -62,7 +77,7 @@ pub struct ImportArgs {
     /// Format of the root disk; by default by its name.
     #[arg(long, value_name = "raw|qcow2", value_parser = parse_format)]
     format: Option<DiskFormat>,
-    /// Kernel arguments.
+    /// Kernel arguments; they replace those found inside the root disk, but for its root=.
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     kernel_args: Option<String>,
     /// How the kernel is entered; by default the Linux boot protocol.
@@ -87,6 +102,9 @@ pub struct ListArgs {
     /// Deregistered ones too.
     #[arg(long, short)]
     all: bool,
+    /// Also deprecated ones of other accounts.
+    #[arg(long)]
+    deprecated: bool,
 }
 
 #[derive(Args)]
@@ -121,6 +139,26 @@ pub async fn dispatch(
 ) -> Result<(), Failure> {
     match command {
         ImageCommand::Import(args) => import(client, output, args).await,
+        ImageCommand::Create(args) => {
+            let image = image_change::create(client, args).await?;
+            print_made(output, "CreateImageResponse", image)
+        }
+        ImageCommand::Register(args) => {
+            let image = image_change::register(client, args).await?;
+            print_made(output, "RegisterImageResponse", image)
+        }
+        ImageCommand::Copy(args) => {
+            let image = image_change::copy(client, args).await?;
+            print_made(output, "CopyImageResponse", image)
+        }
+        ImageCommand::Modify(args) => {
+            let image = image_change::modify(client, args).await?;
+            print_made(output, "ModifyImageAttributeResponse", image)
+        }
+        ImageCommand::Deprecate(args) => {
+            let image = image_change::deprecate(client, args).await?;
+            print_made(output, "EnableImageDeprecationResponse", image)
+        }
         ImageCommand::List(args) => list(client, output, args).await,
         ImageCommand::Show(args) => show(client, output, args).await,
         ImageCommand::Export(args) => export(client, output, args).await,
@@ -147,7 +185,10 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
     let boot_protocol = args.boot_protocol.unwrap_or(BootProtocol::Unspecified);
     let (files, tags, client_token) = files(args)?;
     let mut upload = Upload::new();
-    let kernel = image_file(&mut upload, files.kernel, DiskFormat::Unspecified).await?;
+    let kernel = match files.kernel {
+        Some(file) => Some(image_file(&mut upload, file, DiskFormat::Unspecified).await?),
+        None => None,
+    };
     let initrd = match files.initrd {
         Some(file) => Some(image_file(&mut upload, file, DiskFormat::Unspecified).await?),
         None => None,
@@ -165,7 +206,7 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
         architecture: files.architecture,
         kernel_args: files.kernel_args,
         boot_protocol: boot_protocol.into(),
-        kernel: Some(kernel),
+        kernel,
         initrd,
         root,
         tags,
@@ -210,18 +251,14 @@ fn files(args: ImportArgs) -> Result<(ImageFiles, Vec<Tag>, String), Failure> {
         path,
         sha256: String::new(),
     };
-    let mut files = match (args.dir, args.kernel) {
-        (Some(dir), _) => ImageFiles::read(&dir)?,
-        (None, Some(kernel)) => ImageFiles {
-            name: String::new(),
-            description: String::new(),
-            architecture: String::new(),
-            kernel_args: String::new(),
-            kernel: unchecked(kernel),
+    let mut files = match args.dir {
+        Some(dir) => ImageFiles::read(&dir)?,
+        None => ImageFiles {
+            kernel: args.kernel.map(unchecked),
             initrd: args.initrd.map(unchecked),
             root: args.root.map(unchecked),
+            ..ImageFiles::default()
         },
-        (None, None) => return Err(Failure::new("give a directory or --kernel")),
     };
     files.name = args.name.unwrap_or(files.name);
     files.description = args.description.unwrap_or(files.description);
@@ -250,11 +287,13 @@ async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(),
             values: ["pending", "available"].map(str::to_owned).to_vec(),
         });
     }
-    let images = client.describe_images(&[], &filters).await?;
+    let images = client
+        .describe_images(&[], &filters, args.deprecated)
+        .await?;
     match output {
         Output::Json => print_json(images),
         Output::Table if images.is_empty() => {
-            eprintln!("No images. Send one with `hearth image import DIR`.");
+            eprintln!("No images. Send one with `hearth image import DISK`.");
             Ok(())
         }
         Output::Table => print_images(&images),
@@ -266,7 +305,7 @@ async fn show(client: &mut Client, output: Output, args: IdsArgs) -> Result<(), 
     for id_or_name in &args.ids {
         ids.push(client.image_id(id_or_name).await?);
     }
-    let images = client.describe_images(&ids, &[]).await?;
+    let images = client.describe_images(&ids, &[], true).await?;
     if output == Output::Json {
         return print_json(images);
     }
@@ -289,6 +328,17 @@ async fn deregister(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
             .map_err(|status| rpc_with_flags(status, &flags([("image_id", "IMAGE")])))?;
     }
     Ok(())
+}
+
+/// All answers with one image have the same form.
+fn print_made(output: Output, message: &str, image: Image) -> Result<(), Failure> {
+    match output {
+        Output::Json => {
+            let answer = CreateImageResponse { image: Some(image) };
+            output::json(message, &answer)
+        }
+        Output::Table => print_images(&[image]),
+    }
 }
 
 async fn share(
@@ -362,6 +412,16 @@ fn print_one(image: &Image) -> Result<(), Failure> {
         .iter()
         .map(|tag| format!("{}={}", tag.key, tag.value))
         .collect();
+    let disks: Vec<String> = image
+        .block_devices
+        .iter()
+        .map(|disk| {
+            let size = human::bytes(disk.size_bytes);
+            format!("{} {size} {}", disk.device_name, disk.snapshot_id)
+                .trim_end()
+                .to_owned()
+        })
+        .collect();
     output::fields(vec![
         ("Image", image.image_id.clone()),
         ("Name", image.name.clone()),
@@ -374,6 +434,16 @@ fn print_one(image: &Image) -> Result<(), Failure> {
             if image.has_initrd { "yes" } else { "no" }.to_owned(),
         ),
         ("Root", root_size(image)),
+        ("Disks", disks.join("\n")),
+        ("Made of", image.source_instance_id.clone()),
+        (
+            "Deprecated from",
+            image
+                .deprecation_time
+                .as_ref()
+                .map(|time| Timestamp { nanos: 0, ..*time }.to_string())
+                .unwrap_or_default(),
+        ),
         ("Created", human::time_and_age(image.create_time.as_ref())),
         ("Tags", tags.join("\n")),
         ("Owner", image.owner_id.clone()),

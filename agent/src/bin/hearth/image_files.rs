@@ -1,4 +1,5 @@
-//! What `hearth image import` sends: from a directory with an `image.json`, or from flags.
+//! What `hearth image import` sends: from a directory with an `image.json`, from a disk image that
+//! has its kernel inside, or from flags.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,7 @@ struct Description {
     description: String,
     #[serde(default)]
     architecture: String,
-    kernel: String,
+    kernel: Option<String>,
     initrd: Option<String>,
     #[serde(default)]
     kernel_args: String,
@@ -41,24 +42,37 @@ pub struct FileToSend {
 }
 
 /// An image on this side of the connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ImageFiles {
     pub name: String,
     pub description: String,
     pub architecture: String,
     pub kernel_args: String,
-    pub kernel: FileToSend,
+    /// None: the agent finds it in the root.
+    pub kernel: Option<FileToSend>,
     pub initrd: Option<FileToSend>,
     pub root: Option<FileToSend>,
 }
 
 impl ImageFiles {
-    /// Reads a directory's `image.json`. The files it names must be in the directory itself.
+    /// Takes a disk image as a root, or reads a directory's `image.json`. The files that this
+    /// names must be in the directory itself.
     pub fn read(directory: &Path) -> Result<Self, Failure> {
+        if directory.is_file() {
+            let stem = directory.file_stem().unwrap_or_default();
+            return Ok(Self {
+                name: stem.to_string_lossy().into_owned(),
+                root: Some(FileToSend {
+                    path: directory.to_owned(),
+                    sha256: String::new(),
+                }),
+                ..Self::default()
+            });
+        }
         let path = directory.join(DESCRIPTION);
         let text = fs::read_to_string(&path).map_err(|error| {
             Failure::new(format!("{}: {error}", path.display())).hint(
-                "give a directory with an image.json, or use --name, --kernel, --initrd, --root",
+                "give a disk image, a directory with an image.json, or --name with --root or --kernel",
             )
         })?;
         let bad = |what: String| Failure::new(format!("{}: {what}", path.display()));
@@ -75,7 +89,7 @@ impl ImageFiles {
             }
         };
         Ok(Self {
-            kernel: file(&description.kernel)?,
+            kernel: description.kernel.as_ref().map(file).transpose()?,
             initrd: description.initrd.as_ref().map(file).transpose()?,
             root: description.root.as_ref().map(file).transpose()?,
             name: description.name,
@@ -133,12 +147,23 @@ mod tests {
             "kernel_args": "quiet", "root": "root.qcow2", "sha256": {"vmlinux": "ab"}}"#;
         fs::write(directory.path().join(DESCRIPTION), text).unwrap();
         let image = ImageFiles::read(directory.path()).unwrap();
-        assert_eq!(image.kernel.sha256, "ab");
+        assert_eq!(image.kernel.unwrap().sha256, "ab");
         assert_eq!(
             image.root.unwrap().path,
             directory.path().join("root.qcow2")
         );
         assert_eq!(image.initrd, None);
+    }
+
+    #[test]
+    fn a_disk_image_is_a_root_with_the_name_of_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("debian-13.qcow2");
+        fs::write(&path, "").unwrap();
+        let image = ImageFiles::read(&path).unwrap();
+        assert_eq!(image.name, "debian-13");
+        assert_eq!(image.root.unwrap().path, path);
+        assert_eq!(image.kernel, None);
     }
 
     #[test]

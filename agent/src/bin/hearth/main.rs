@@ -13,6 +13,7 @@ mod failure;
 mod filters;
 mod human;
 mod image;
+mod image_change;
 mod image_files;
 mod instance;
 mod output;
