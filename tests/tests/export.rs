@@ -223,9 +223,7 @@ async fn the_program_writes_a_sparse_file_or_none() -> Result<()> {
     let name = file.to_str().unwrap_or_default();
     let names = || -> Result<Vec<_>> {
         let entries = fs::read_dir(&folder)?;
-        Ok(entries
-            .map(|entry| Ok(entry?.file_name()))
-            .collect::<Result<_>>()?)
+        entries.map(|entry| Ok(entry?.file_name())).collect()
     };
 
     let export = ["volume", "export", &volume, name, "--format", "raw"];
