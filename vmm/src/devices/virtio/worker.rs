@@ -51,6 +51,7 @@ pub struct Pause<'a> {
     interrupt: &'a Interrupt,
     control: &'a Control,
     waiting_since: &'a mut Option<Instant>,
+    busy: bool,
 }
 
 /// What ended a sleep.
@@ -65,6 +66,11 @@ pub enum Woken {
 }
 
 impl Pause<'_> {
+    /// Whether the chain was there already when the worker was done with the one before it.
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
     /// Sleeps for `time`, until `other` is readable, or until the worker shall end. The driver
     /// is first told of the chains that it got back before.
     pub fn sleep(&mut self, time: Duration, other: &EventFd) -> Result<Woken, QueueError> {
@@ -131,6 +137,7 @@ impl Worker {
             memory,
             interrupt,
             handler,
+            busy: false,
             spin: Spin::new(),
         };
         let thread = thread::Builder::new().name(name).spawn({
@@ -199,6 +206,8 @@ struct Service<H> {
     memory: Arc<GuestMemory>,
     interrupt: Arc<Interrupt>,
     handler: H,
+    /// The queue has not been found empty since the last chain.
+    busy: bool,
     spin: Spin,
 }
 
@@ -265,6 +274,7 @@ impl<H: ChainHandler> Service<H> {
                 break;
             }
             let Some(chain) = self.queue.pop(&self.memory)? else {
+                self.busy = false;
                 break;
             };
             let head = chain.head;
@@ -274,6 +284,7 @@ impl<H: ChainHandler> Service<H> {
                 interrupt: &self.interrupt,
                 control,
                 waiting_since,
+                busy: std::mem::replace(&mut self.busy, true),
             };
             let Served::Completed(written) = self.handler.serve(chain, &mut pause)? else {
                 break;

@@ -73,20 +73,21 @@ impl Admission {
         self.be_precise();
         let throttle = Arc::clone(&self.throttle);
         let cost = throttle.cost(counted);
-        let mut turn = throttle.take_turn(cost);
+        let waited = pause.is_busy();
+        let mut turn = throttle.take_turn(cost, waited);
         loop {
             match self.sleep_until(turn.start, pause)? {
                 Slept::UntilThen => break,
                 Slept::Ended => return Ok(Admitted::Ended),
                 Slept::LimitsChanged if throttle.is_current(turn) => {}
-                Slept::LimitsChanged => turn = throttle.take_turn(cost),
+                Slept::LimitsChanged => turn = throttle.take_turn(cost, waited),
             }
         }
         let machine = &throttle.machine;
         if !machine.limiting {
             return Ok(Admitted::Now);
         }
-        let start = lock(&machine.pacer).reserve(machine.now(), cost);
+        let start = lock(&machine.pacer).reserve_for(machine.now(), cost, waited);
         loop {
             match self.sleep_until(start, pause)? {
                 Slept::UntilThen => return Ok(Admitted::Now),

@@ -56,6 +56,15 @@ impl PacingClock {
         self.next
     }
 
+    /// Lets the clock be behind by as much as `lag` at the next request only, if that is more than
+    /// it may be anyway.
+    pub fn advance_with_lag(&mut self, start: Nanos, cost: u64, lag: Nanos) {
+        let usual = self.lag;
+        self.lag = usual.max(lag);
+        self.advance(start, cost);
+        self.lag = usual;
+    }
+
     /// A request of `cost` starts at `start`, which is not before [`next`](Self::next).
     pub fn advance(&mut self, start: Nanos, cost: u64) {
         let floor = start.saturating_sub(self.lag);

@@ -123,11 +123,11 @@ impl DiskThrottle {
         lock(&self.state).counter.cost(counted)
     }
 
-    fn take_turn(&self, cost: Cost) -> Turn {
+    fn take_turn(&self, cost: Cost, waited: bool) -> Turn {
         let now = self.machine.now();
         let mut state = lock(&self.state);
         Turn {
-            start: state.pacer.reserve(now, cost),
+            start: state.pacer.reserve_for(now, cost, waited),
             generation: state.generation,
         }
     }

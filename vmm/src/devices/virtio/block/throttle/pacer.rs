@@ -8,6 +8,10 @@ use super::limits::{DiskLimits, Limit, MachineLimits};
 /// least one period.
 const LAG: Nanos = 2_000_000;
 
+/// The same for a request that was there already when the one before it was done: the guest would
+/// have had it served in time, so that it is the host that is late.
+const BUSY_LAG: Nanos = 50_000_000;
+
 /// The clocks of one measure: operations, or bytes.
 #[derive(Clone, Debug, Default)]
 struct Measure {
@@ -44,9 +48,9 @@ impl Measure {
         self.pace.iter().chain(&self.credits)
     }
 
-    fn advance(&mut self, start: Nanos, cost: u64) {
+    fn advance(&mut self, start: Nanos, cost: u64, lag: Nanos) {
         for clock in self.pace.iter_mut().chain(&mut self.credits) {
-            clock.advance(start, cost);
+            clock.advance_with_lag(start, cost, lag);
         }
     }
 }
@@ -88,8 +92,10 @@ impl Pacer {
         self.operations.pace.is_some() || self.bytes.pace.is_some()
     }
 
-    /// When a request of `cost` may start: `now`, or later. The next one starts after it.
-    pub fn reserve(&mut self, now: Nanos, cost: Cost) -> Nanos {
+    /// When a request of `cost` may start: `now`, or later. The next one starts after it. `waited`
+    /// says that it was there already when its queue's last one was done.
+    pub fn reserve_for(&mut self, now: Nanos, cost: Cost, waited: bool) -> Nanos {
+        let lag = if waited { BUSY_LAG } else { 0 };
         // An operation that was paid for with an earlier one waits for no operation.
         let operations = self.operations.clocks().filter(|_| cost.operations > 0);
         let bytes = self.bytes.clocks().filter(|_| cost.bytes > 0);
@@ -98,12 +104,18 @@ impl Pacer {
             .map(PacingClock::next)
             .fold(now, Nanos::max);
         if cost.operations > 0 {
-            self.operations.advance(start, cost.operations);
+            self.operations.advance(start, cost.operations, lag);
         }
         if cost.bytes > 0 {
-            self.bytes.advance(start, cost.bytes);
+            self.bytes.advance(start, cost.bytes, lag);
         }
         start
+    }
+
+    /// [`reserve_for`](Self::reserve_for) a request that has just come.
+    #[cfg(test)]
+    pub fn reserve(&mut self, now: Nanos, cost: Cost) -> Nanos {
+        self.reserve_for(now, cost, false)
     }
 
     /// Credits in operations and in bytes; `None` where there is no burst.

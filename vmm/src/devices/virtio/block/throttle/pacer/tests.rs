@@ -98,6 +98,19 @@ fn an_idle_disk_gets_no_more_than_the_lag_afterwards() {
 }
 
 #[test]
+fn what_the_host_was_late_with_is_made_up_for_when_the_guest_was_waiting() {
+    let late = |waited| {
+        let mut pacer = pacer(&limits(steady(1_000), None));
+        pacer.reserve(0, cost(1, 0));
+        // 30 ms later than it could be.
+        let now = 31 * SECOND / 1000;
+        let due = (0..100).take_while(|_| pacer.reserve_for(now, cost(1, 0), waited) == now);
+        due.count()
+    };
+    assert_eq!((late(false), late(true)), (3, 31));
+}
+
+#[test]
 fn what_was_merged_waits_for_no_operation() {
     let mut pacer = pacer(&limits(steady(1), steady(1 << 30)));
     assert_eq!(pacer.reserve(0, cost(1, 4096)), 0);
