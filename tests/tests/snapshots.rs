@@ -716,6 +716,8 @@ async fn an_instance_that_was_stopped_for_a_snapshot_starts_after_a_crash_of_the
         (probe.guest.id.clone(), volume)
     };
     for (step, done) in [
+        // It goes on stopping, and starts after that.
+        ("instance.row-stopping", false),
         ("snapshot.instance-stopped", false),
         ("snapshot.rows-completed", true),
     ] {
