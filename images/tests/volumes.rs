@@ -379,3 +379,29 @@ fn a_layer_with_more_than_one_refcount_block_is_clean_and_keeps_its_data() {
         assert_eq!(u64::from_le_bytes(start), index);
     }
 }
+
+#[test]
+fn a_copy_of_a_snapshot_takes_no_room_and_outlives_it() {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let snapshot = import_bytes(store, "s", &[7; 1000]);
+    let layers = layers(store).len();
+    let copy = store.copy_snapshot(&snapshot, &snap("copy")).expect("copy");
+    assert_eq!(
+        copy.size_bytes,
+        store.snapshot(&snapshot).expect("s").size_bytes
+    );
+    assert_eq!(common::layers(store).len(), layers);
+    let again = store.copy_snapshot(&snapshot, &snap("copy"));
+    assert_eq!(again.expect_err("taken").kind(), ErrorKind::AlreadyExists);
+    let nobody = store.copy_snapshot(&snap("nobody"), &snap("other"));
+    assert_eq!(nobody.expect_err("none").kind(), ErrorKind::NotFound);
+    store.delete_snapshot(&snapshot).expect("delete");
+    let block = store
+        .read_snapshot(&copy.id)
+        .and_then(|reader| reader.block(0))
+        .expect("read");
+    assert_eq!(block.data[..1000], [7; 1000]);
+    store.delete_snapshot(&copy.id).expect("delete");
+    assert!(common::layers(store).is_empty());
+}

@@ -329,3 +329,48 @@ fn completion_and_version_need_no_agent() -> Result<()> {
     assert_eq!(version, format!("hearth {}\n", env!("CARGO_PKG_VERSION")));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_taken_compared_shared_and_deleted() -> Result<()> {
+    let agent = Hearth::start().await?;
+    let made = json(&agent, &["volume", "create", "--size", "1"])?;
+    let volume = text(&made, "/volume/volumeId").to_owned();
+    let taken = json(
+        &agent,
+        &["snapshot", "create", &volume, "--description", "first one"],
+    )?;
+    let first = text(&taken, "/snapshots/0/snapshotId").to_owned();
+    let table = hearth(&agent, &["snapshot", "create", &volume])?.ok()?;
+    let second = first_id(&table)?.to_owned();
+    let listed = hearth(&agent, &["snapshot", "list"])?.ok()?;
+    ensure!(
+        listed.contains(&first) && listed.contains(&second),
+        "{listed}"
+    );
+    let shown = hearth(&agent, &["snapshot", "show", &first])?.ok()?;
+    ensure!(shown.contains("first one"), "{shown}");
+    ensure!(hearth(&agent, &["snapshot", "blocks", &first])?.ok()? == "");
+    ensure!(hearth(&agent, &["snapshot", "diff", &first, &second])?.ok()? == "");
+
+    let share = ["snapshot", "share", &first, "--with", "bob"];
+    let shared = hearth(&agent, &share)?.ok()?;
+    ensure!(shared.contains("bob"), "{shared}");
+    let by_bob = ["--account", "bob", "snapshot", "delete", &first];
+    let refused = hearth(&agent, &by_bob)?.failed()?;
+    ensure!(refused.contains("UnauthorizedOperation"), "{refused}");
+    ensure!(refused.contains("hint: make your own"), "{refused}");
+    let by_bob = ["--account", "bob", "volume", "create", "--snapshot", &first];
+    let clone = hearth(&agent, &by_bob)?.ok()?;
+    ensure!(first_id(&clone)?.starts_with("vol-"), "{clone}");
+    let by_bob = ["--account", "bob", "snapshot", "copy", &first];
+    let copy = hearth(&agent, &by_bob)?.ok()?;
+    ensure!(first_id(&copy)?.starts_with("snap-"), "{copy}");
+    let unshare = ["snapshot", "unshare", &first, "--with", "bob"];
+    let unshared = hearth(&agent, &unshare)?.ok()?;
+    ensure!(!unshared.contains("bob"), "{unshared}");
+
+    hearth(&agent, &["snapshot", "delete", &first, &second])?.ok()?;
+    let gone = hearth(&agent, &["snapshot", "show", &first])?.failed()?;
+    ensure!(gone.contains("hearth snapshot list"), "{gone}");
+    agent.finish().await
+}

@@ -215,3 +215,84 @@ pub async fn reconcile(context: &Context, instances: &Instances) -> ApiResult<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        db::Db,
+        images::model::{BootProtocol, Image, ImageState},
+        time::Millis,
+    };
+
+    const ID: &str = "snap-0123456789abcdef0";
+    const IMAGE: &str = "img-0123456789abcdef0";
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            seq: 0,
+            id: ID.to_owned(),
+            owner: "local".to_owned(),
+            state: SnapshotState::Completed,
+            state_message: String::new(),
+            volume_id: "vol-0123456789abcdef0".to_owned(),
+            source_id: None,
+            size_bytes: 1 << 30,
+            description: String::new(),
+            create_time: Millis(0),
+            tags: Vec::new(),
+            client_token: String::new(),
+            starts_instance: None,
+        }
+    }
+
+    fn image() -> Image {
+        Image {
+            seq: 0,
+            id: IMAGE.to_owned(),
+            owner: "local".to_owned(),
+            name: "base".to_owned(),
+            description: String::new(),
+            state: ImageState::Available,
+            architecture: "x86_64".to_owned(),
+            kernel: "k".to_owned(),
+            initrd: None,
+            kernel_args: String::new(),
+            boot_protocol: BootProtocol::Auto,
+            has_root: true,
+            root_size_bytes: 1 << 30,
+            create_time: Millis(0),
+            tags: Vec::new(),
+            client_token: String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_image_is_made_of_is_not_deleted_and_the_error_names_the_image() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let db = Db::open(&dir.path().join("db")).expect("open");
+        let (refused, free) = db
+            .write(|tx| {
+                let (mut snapshot, mut image) = (snapshot(), image());
+                db::snapshots::insert(tx, &mut snapshot)?;
+                db::images::insert(tx, &mut image)?;
+                tx.execute(
+                    "INSERT INTO image_disks VALUES (?1, '/dev/vda', ?2, 1, 1)",
+                    [IMAGE, ID],
+                )?;
+                let refused = check_unused(tx, &snapshot);
+                let gone = Image {
+                    state: ImageState::Deregistered,
+                    ..image.clone()
+                };
+                db::images::update(tx, &image, &gone)?;
+                Ok::<_, ApiError>((refused, check_unused(tx, &snapshot)))
+            })
+            .await
+            .expect("rows");
+        let refused = refused.expect_err("used");
+        assert_eq!(refused.reason(), Reason::SnapshotInUse);
+        assert!(refused.message().contains(IMAGE), "{refused}");
+        free.expect("nobody uses it any more");
+    }
+}

@@ -199,10 +199,8 @@ pub async fn start_again(context: &Context, instances: &Instances, snapshots: &[
             .await;
         if let Err(error) = started {
             tracing::warn!(instance = instance_id, %error, "starting it after a snapshot");
-            match error.reason() {
-                // Somebody ended it meanwhile; there is nothing to start.
-                Reason::InstanceNotFound | Reason::IncorrectInstanceState => {}
-                _ => continue,
+            if !is_over(context, instance_id).await {
+                continue;
             }
         }
         let before = snapshot.clone();
@@ -216,6 +214,19 @@ pub async fn start_again(context: &Context, instances: &Instances, snapshots: &[
         if let Err(error) = cleared.await {
             tracing::warn!(snapshot = snapshot.id, %error, "its instance was started");
         }
+    }
+}
+
+/// Whether an instance is terminated, or about to be: there is nothing to start.
+async fn is_over(context: &Context, id: String) -> bool {
+    let found = context.db.read(move |c| db::instances::get(c, &id)).await;
+    match found {
+        Ok(None) => true,
+        Ok(Some(instance)) => matches!(
+            instance.state,
+            InstanceState::ShuttingDown | InstanceState::Terminated
+        ),
+        Err(_) => false,
     }
 }
 
