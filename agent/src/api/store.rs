@@ -9,8 +9,10 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::{
+    accounts::{Account, Named},
     context::Context,
     error::ApiResult,
+    ids::Kind,
     upkeep::{
         check, export,
         usage::{self, UsageRequest, id_of},
@@ -157,8 +159,10 @@ impl StoreService for StoreApi {
         &self,
         request: Request<v1::DescribeUsageRequest>,
     ) -> Result<Response<v1::DescribeUsageResponse>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
         let request = UsageRequest {
+            account,
             ids: request.resource_ids,
             totals_only: request.totals_only,
         };
@@ -192,7 +196,10 @@ impl StoreService for StoreApi {
         &self,
         request: Request<v1::ExportVolumeRequest>,
     ) -> Result<Response<Self::ExportVolumeStream>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = Named::own(Kind::Volume, &request.volume_id, "volume_id");
+        account.check(&self.context, vec![named]).await?;
         let format = export_format(request.format)?;
         let messages = export::volume(self.context.clone(), request.volume_id, format).await?;
         Ok(export_answers(messages))
@@ -202,7 +209,10 @@ impl StoreService for StoreApi {
         &self,
         request: Request<v1::ExportSnapshotRequest>,
     ) -> Result<Response<Self::ExportSnapshotStream>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = Named::usable(Kind::Snapshot, &request.snapshot_id, "snapshot_id");
+        account.check(&self.context, vec![named]).await?;
         let format = export_format(request.format)?;
         let messages = export::snapshot(self.context.clone(), request.snapshot_id, format).await?;
         Ok(export_answers(messages))
@@ -212,7 +222,10 @@ impl StoreService for StoreApi {
         &self,
         request: Request<v1::ExportImageRequest>,
     ) -> Result<Response<Self::ExportImageStream>, Status> {
+        let account = Account::of(&request)?;
         let request = request.into_inner();
+        let named = Named::usable(Kind::Image, &request.image_id, "image_id");
+        account.check(&self.context, vec![named]).await?;
         let format = export_format(request.format)?;
         let messages = export::image(self.context.clone(), request.image_id, format).await?;
         Ok(export_answers(messages))

@@ -141,7 +141,7 @@ const STEPS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX image_disks_by_snapshot ON image_disks (snapshot_id);
     ALTER TABLE volumes ADD COLUMN snapshot_id TEXT;",
-    // 4: images of instances, deprecated images.
+    // 6: images of instances, deprecated images.
     "ALTER TABLE images ADD COLUMN source_instance_id TEXT;
     ALTER TABLE images ADD COLUMN deprecation_time INTEGER;",
 ];

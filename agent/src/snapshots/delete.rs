@@ -264,6 +264,9 @@ mod tests {
             create_time: Millis(0),
             tags: Vec::new(),
             client_token: String::new(),
+            disks: Vec::new(),
+            source_instance_id: None,
+            deprecation_time: None,
         }
     }
 

@@ -110,6 +110,7 @@ pub async fn take(
         match taken(&context, &instances, &snapshots, patience).await {
             Ok(snapshots) => {
                 crash_point("snapshot.rows-completed");
+                context.merge_wanted.notify_one();
                 start_again(&context, &instances, &snapshots).await;
                 Ok(Taken {
                     snapshots,

@@ -111,7 +111,8 @@ pub async fn image(context: Arc<Context>, id: String, format: DiskFormat) -> Api
         ));
     }
     let doing = "exporting an image";
-    stored_snapshot(&context, id, format, missing, "image_id", doing).await
+    let stored = row.root_disk().map_or(id, |disk| disk.snapshot_id.clone());
+    stored_snapshot(&context, stored, format, missing, "image_id", doing).await
 }
 
 async fn stored_snapshot(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use hearth_images::{Blocks, Owner};
 
 use crate::{
+    accounts::Account,
     blocking::blocking,
     context::Context,
     db,
@@ -15,6 +16,8 @@ use crate::{
 /// What a caller asks for.
 #[derive(Clone, Debug)]
 pub struct UsageRequest {
+    /// Whose objects it is about.
+    pub account: Account,
     pub ids: Vec<String>,
     pub totals_only: bool,
 }
@@ -59,6 +62,9 @@ pub async fn describe(context: &Context, request: UsageRequest) -> ApiResult<Usa
     let mut by_id: BTreeMap<&str, &Owner> = BTreeMap::new();
     for owner in usage.owners() {
         let id = id_of(owner);
+        if !request.account.owns(&owner_of(id)) {
+            continue;
+        }
         by_account.entry(owner_of(id)).or_default().push(owner);
         by_id.insert(id, owner);
     }

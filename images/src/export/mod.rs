@@ -117,9 +117,11 @@ impl Export {
     }
 }
 
+/// What is added to a digest for zeroes.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
 /// Adds zeroes to a digest.
 pub fn update_with_zeroes(digest: &mut Sha256, length: u64) {
-    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     let mut left = length;
     while left > 0 {
         let some = left.min(ZEROES.len() as u64);
