@@ -25,7 +25,7 @@ const MAX_RESULTS: u32 = 1_000;
 /// answers above 4 MiB.
 const MAX_BYTES: usize = 2 << 20;
 
-/// How many rows are read at once while filters are at work.
+/// How many rows are read at once, at least, while not every one is on the page.
 const BATCH: u32 = 500;
 
 /// What a Describe call asks for, checked.
@@ -126,10 +126,11 @@ impl Query {
         let mut objects = Vec::new();
         if self.ids.is_empty() {
             // One more than wanted tells whether there is a next page.
-            let batch = if self.filters.is_empty() {
-                self.max_results as u32 + 1
+            let one_page = self.max_results as u32 + 1;
+            let batch = if self.filters.is_empty() && self.account.is_all() {
+                one_page
             } else {
-                BATCH
+                one_page.max(BATCH)
             };
             let mut seq = self.after_seq;
             'rows: loop {
