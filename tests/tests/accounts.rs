@@ -209,7 +209,7 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
     };
     not_found("InvalidVolume.NotFound", "block_devices[0].volume_id")
         .check(hearth.instances().run_instances(with_hers).await)?;
-    probe.expect_ok("echo still here").await?;
+    probe.expect_ok("identify").await?;
     probe.guest.stop_by_force().await?;
     Expect::invalid("InvalidParameterCombination", "instance_id").check(
         hearth

@@ -210,10 +210,11 @@ async fn what_crashes_left_is_found_and_repaired() -> Result<()> {
     hearth.stop_agent()?;
     let layer = layer_of(&hearth, &format!("volumes/{volume}.json"))?;
     let store = hearth.store_dir();
-    // A layer without a record, an unfinished file from an hour ago, a volume not closed.
+    // A layer without a record (the agent removes those when it starts), an unfinished file from
+    // an hour ago, a volume not closed.
     let orphan = store.join("layers/00112233445566778899aabbccddeeff.qcow2");
-    fs::copy(&layer, &orphan)?;
     hearth.start_agent().await?;
+    fs::copy(&layer, &orphan)?;
     let unfinished = store.join("tmp/0011");
     fs::write(&unfinished, vec![1; MIB])?;
     let hour = Duration::from_secs(3600);

@@ -7,6 +7,7 @@ pub(crate) mod live;
 
 use super::layout::{self, Record, TempFile, record_name};
 use super::{Locked, SnapshotInfo, Store};
+use crate::crash_point;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::{LayerId, SnapshotId, VolumeId};
 use crate::layer::chain::{self, MAX_CHAIN_LENGTH};
@@ -86,6 +87,7 @@ impl Store {
         }
         for one in &mut *at_rest {
             one.record.replace(volumes, &record_name(one.volume))?;
+            crash_point("record.replaced");
         }
         layout::sync_dir(volumes).context(|| "naming new layers".into())
     }
