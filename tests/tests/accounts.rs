@@ -53,8 +53,8 @@ async fn an_account_sees_its_own_volumes_and_the_administrator_all() -> Result<(
     // The same client token: tokens are each account's own.
     let hers = volume_of(&hearth, EVE).await?;
     ensure!(ours != hers);
-    ensure!(volumes_seen_by(&hearth, "local").await? == [ours.clone()]);
-    ensure!(volumes_seen_by(&hearth, EVE).await? == [hers.clone()]);
+    ensure!(volumes_seen_by(&hearth, "local").await? == std::slice::from_ref(&ours));
+    ensure!(volumes_seen_by(&hearth, EVE).await? == std::slice::from_ref(&hers));
     ensure!(volumes_seen_by(&hearth, "nobody").await?.is_empty());
     ensure!(volumes_seen_by(&hearth, "*").await? == [ours.clone(), hers]);
 
@@ -183,7 +183,9 @@ async fn instances_and_images_of_others_are_as_if_they_were_not_there() -> Resul
     let answer = instances
         .console(as_account(EVE, tokio_stream::iter([open])))
         .await;
-    let status = answer.err().expect("a console of somebody else's");
+    let Err(status) = answer else {
+        anyhow::bail!("a console of somebody else's opened");
+    };
     not_found("InvalidInstanceID.NotFound", "instance_id").check_status(&status)?;
 
     // A disk of hers can't be put on our instance, not even by the administrator.
