@@ -97,7 +97,7 @@ async fn a_snapshot_is_its_owners_until_it_is_shared() -> Result<()> {
     let permissions = share(&hearth, &id, add("bob")).await?;
     ensure!(permissions.accounts == ["bob"], "{permissions:?}");
     ensure!(!permissions.public, "{permissions:?}");
-    ensure!(seen(&hearth, "bob").await? == [id.clone()]);
+    ensure!(seen(&hearth, "bob").await? == std::slice::from_ref(&id));
     ensure!(seen(&hearth, "eve").await?.is_empty());
     NOT_FOUND.check(volumes.create_volume(from("eve", &id)).await)?;
 
@@ -125,7 +125,7 @@ async fn a_snapshot_is_its_owners_until_it_is_shared() -> Result<()> {
     // Revoked: nothing new, and what was made lives on; also after the deletion.
     let permissions = share(&hearth, &id, remove("bob")).await?;
     ensure!(permissions == Permissions::default(), "{permissions:?}");
-    ensure!(seen(&hearth, "bob").await? == [copy.snapshot_id.clone()]);
+    ensure!(seen(&hearth, "bob").await? == std::slice::from_ref(&copy.snapshot_id));
     NOT_FOUND.check(volumes.create_volume(from("bob", &id)).await)?;
     client.delete_snapshot(delete("local")).await?;
     ensure!(seen(&hearth, "local").await?.is_empty());
@@ -160,7 +160,7 @@ async fn a_public_snapshot_is_everybodys_to_use() -> Result<()> {
     ensure!(permissions.public, "{permissions:?}");
     hearth.kill_agent()?;
     hearth.start_agent().await?;
-    ensure!(seen(&hearth, "eve").await? == [id.clone()]);
+    ensure!(seen(&hearth, "eve").await? == std::slice::from_ref(&id));
     hearth.volumes().create_volume(from("eve", &id)).await?;
     share(&hearth, &id, public(false)).await?;
     NOT_FOUND.check(hearth.volumes().create_volume(from("eve", &id)).await)?;

@@ -11,6 +11,7 @@ mod many;
 mod memory;
 mod peers;
 mod serial_file;
+mod snapshots;
 mod table;
 mod throttle;
 mod vmm;
@@ -38,6 +39,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("vmm", |bench| Box::pin(vmm::measure(bench))),
     ("launch", |bench| Box::pin(launch::measure(bench))),
     ("disk", |bench| Box::pin(disk::measure(bench))),
+    ("snapshots", |bench| Box::pin(snapshots::measure(bench))),
     ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),
     ("api", |bench| Box::pin(api::measure(bench))),
