@@ -16,10 +16,10 @@ use hearth_proto::v1::{
     RegisterImageBlockDevice, RegisterImageRequest, RunInstancesRequest, TerminateInstancesRequest,
 };
 use hearth_tests::{
-    Expect, Guest, Hearth, Probe, eventually, needs_kvm, probe, root_disk::RootDisk, store,
-    volume_stream,
+    Expect, Guest, Hearth, Probe, as_account, eventually, needs_kvm, probe, root_disk::RootDisk,
+    store, volume_stream,
 };
-use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
+use tonic::{Code, Response, Status};
 
 /// Size of the root of the image used here, in bytes, and the seed of the pattern on it.
 const ROOT: usize = 8 << 20;
@@ -115,14 +115,6 @@ async fn delete_snapshot(
         snapshot_id: id.to_owned(),
     };
     hearth.snapshots().delete_snapshot(request).await
-}
-
-/// The same call of another account.
-fn of_account<T>(account: &'static str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let name = MetadataValue::from_static(account);
-    request.metadata_mut().insert("hearth-account", name);
-    request
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -625,7 +617,7 @@ async fn an_image_is_registered_of_snapshots_with_the_kernel_of_another() -> Res
         reason: "InvalidSnapshot.NotFound",
         field: "root_snapshot_id",
     };
-    let of_other = of_account("other", other);
+    let of_other = as_account("other", other);
     foreign.check(client.register_image(of_other).await)?;
 
     deregister(&hearth, &image.image_id).await?;
@@ -690,7 +682,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
         field: "source_image_id",
     };
     let refused = client
-        .copy_image(of_account("other", copy_of.clone()))
+        .copy_image(as_account("other", copy_of.clone()))
         .await;
     foreign.check(refused)?;
 
@@ -702,7 +694,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
         }),
     };
     client.modify_launch_permission(share).await?;
-    let copied = client.copy_image(of_account("other", copy_of)).await?;
+    let copied = client.copy_image(as_account("other", copy_of)).await?;
     let copied = copied.into_inner().image.context("no image")?;
     assert_eq!(copied.owner_id, "other");
     assert_eq!(copied.block_devices.len(), 2);
@@ -715,7 +707,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
     };
     client.enable_image_deprecation(deprecate).await?;
     eventually(async || {
-        let all = of_account("other", DescribeImagesRequest::default());
+        let all = as_account("other", DescribeImagesRequest::default());
         let listed = hearth.images().describe_images(all).await?.into_inner();
         let ids: Vec<_> = listed.images.iter().map(|image| &image.image_id).collect();
         ensure!(ids == [&copied.image_id], "{ids:?}");
@@ -727,7 +719,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
         ..Default::default()
     };
     let listed = client
-        .describe_images(of_account("other", asked_for))
+        .describe_images(as_account("other", asked_for))
         .await?;
     ensure!(listed.into_inner().images.len() == 2);
     // Its owner sees it as before.
@@ -749,7 +741,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
     };
     let ran = hearth
         .instances()
-        .run_instances(of_account("other", run))
+        .run_instances(as_account("other", run))
         .await?;
     let id = ran.into_inner().instances[0].instance_id.clone();
     let all = DescribeInstancesRequest {
@@ -758,7 +750,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
     };
     eventually(async || {
         let mut client = hearth.instances();
-        let asked = of_account("other", all.clone());
+        let asked = as_account("other", all.clone());
         let answer = client.describe_instances(asked).await?.into_inner();
         let state = answer.instances[0].state();
         ensure!(state == InstanceState::Running, "{state:?}");
@@ -770,7 +762,7 @@ async fn a_copy_is_the_grantees_own_and_outlives_the_image_that_was_shared() -> 
     };
     hearth
         .instances()
-        .terminate_instances(of_account("other", end))
+        .terminate_instances(as_account("other", end))
         .await?;
     hearth.finish().await
 }

@@ -8,7 +8,6 @@
 pub mod events;
 pub mod images;
 pub mod instances;
-mod owners;
 pub mod permissions;
 mod schema;
 pub mod snapshots;
@@ -28,7 +27,6 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot};
 
-pub use owners::owners;
 #[cfg(test)]
 pub(crate) use schema::migrate;
 pub(crate) use states::state_names;

@@ -1,6 +1,6 @@
 //! Who owns an object, whatever it is, and with whom it is shared.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -22,6 +22,18 @@ pub fn owner(connection: &Connection, kind: Kind, id: &str) -> DbResult<Option<S
         .prepare_cached(query)?
         .query_row([id], |row| row.get(0))
         .optional()?)
+}
+
+/// The account of every volume, snapshot and image, by id.
+pub fn owners(connection: &Connection) -> DbResult<HashMap<String, String>> {
+    connection
+        .prepare_cached(
+            "SELECT id, owner FROM volumes UNION ALL SELECT id, owner FROM snapshots
+                UNION ALL SELECT id, owner FROM images",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .map(|row| Ok(row?))
+        .collect()
 }
 
 /// Whether an account that does not own the object may use it.

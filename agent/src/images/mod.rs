@@ -21,7 +21,7 @@ pub mod register;
 
 use std::{collections::HashSet, fs, io, sync::Arc};
 
-use hearth_images::{ErrorKind, SnapshotId, crash_point};
+use hearth_images::{ErrorKind, crash_point};
 use rusqlite::Connection;
 
 use self::model::{Image, ImageState};
@@ -36,7 +36,10 @@ use crate::{
         page::{Page, Query},
         tags_weight,
     },
-    snapshots::model::{Snapshot, SnapshotState},
+    snapshots::{
+        model::{Snapshot, SnapshotState},
+        snapshot_id,
+    },
     tags::Tag,
     time::Millis,
     tokens,
@@ -240,10 +243,6 @@ pub async fn remove_unused_kernels(context: &Context) -> ApiResult<()> {
 
 fn get(connection: &Connection, id: &str, field: &str) -> ApiResult<Image> {
     db::images::get(connection, id)?.ok_or_else(|| Kind::Image.missing(id, field))
-}
-
-fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
-    SnapshotId::new(id).map_err(|error| ApiError::internal("naming a snapshot", error))
 }
 
 impl Described for Image {

@@ -95,7 +95,8 @@ fn check_description(description: &str) -> ApiResult<()> {
     ))
 }
 
-fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
+/// The store's name of a snapshot, or of the root that an imported image has.
+pub fn snapshot_id(id: &str) -> ApiResult<SnapshotId> {
     SnapshotId::new(id).map_err(|error| ApiError::internal("naming a snapshot", error))
 }
 

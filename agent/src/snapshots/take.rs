@@ -110,7 +110,6 @@ pub async fn take(
         match taken(&context, &instances, &snapshots, patience).await {
             Ok(snapshots) => {
                 crash_point("snapshot.rows-completed");
-                context.merge_wanted.notify_one();
                 start_again(&context, &instances, &snapshots).await;
                 Ok(Taken {
                     snapshots,
@@ -141,7 +140,7 @@ pub async fn taken(
     let sizes = store::take(context, snapshots).await?;
     crash_point("snapshot.taken");
     let snapshots = snapshots.to_vec();
-    context
+    let completed = context
         .db
         .write(move |tx| {
             let mut completed = Vec::with_capacity(snapshots.len());
@@ -156,7 +155,9 @@ pub async fn taken(
             }
             Ok::<_, ApiError>(completed)
         })
-        .await
+        .await?;
+    context.merge_wanted.notify_one();
+    Ok(completed)
 }
 
 async fn stop(instances: &Instances, id: &str, patience: Duration) -> ApiResult<()> {

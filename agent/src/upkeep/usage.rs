@@ -55,7 +55,7 @@ pub async fn describe(context: &Context, request: UsageRequest) -> ApiResult<Usa
     let usage = blocking("looking at the store", move || store.usage())
         .await?
         .map_err(|error| ApiError::from_store(&error, "", "looking at the store"))?;
-    let owners = context.db.read(db::owners).await?;
+    let owners = context.db.read(db::permissions::owners).await?;
 
     let owner_of = |id: &str| owners.get(id).cloned().unwrap_or_default();
     let mut by_account: HashMap<String, Vec<&Owner>> = HashMap::new();
