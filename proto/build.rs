@@ -6,7 +6,16 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
-        "common", "event", "image", "instance", "snapshot", "store", "volume",
+        "common",
+        "event",
+        "image",
+        "instance",
+        "key_pair",
+        "network",
+        "security_group",
+        "snapshot",
+        "store",
+        "volume",
     ]
     .map(|name| format!("hearth/v1/{name}.proto"));
     for file in &files {

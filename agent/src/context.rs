@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, host::Host, instance_types::Catalogue,
+    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host, instance_types::Catalogue,
     shutdown::Shutdown, volumes::classes::Classes,
 };
 
@@ -19,6 +19,7 @@ pub struct Context {
     pub classes: Arc<Classes>,
     /// Volumes and images that a call is working on.
     pub busy: Busy,
+    pub firewall: Firewall,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

@@ -69,6 +69,78 @@ reasons! {
     AttachmentLimitExceeded = "AttachmentLimitExceeded", ResourceExhausted;
     /// The tap is another instance's.
     NetworkInterfaceInUse = "InvalidNetworkInterface.InUse", FailedPrecondition;
+    /// No such network.
+    NetworkNotFound = "InvalidNetworkID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    NetworkIdMalformed = "InvalidNetworkID.Malformed", InvalidArgument;
+    /// No such network interface.
+    NetworkInterfaceNotFound = "InvalidNetworkInterfaceID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    NetworkInterfaceIdMalformed = "InvalidNetworkInterfaceID.Malformed", InvalidArgument;
+    /// No such address pool.
+    AddressPoolNotFound = "InvalidAddressPoolID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    AddressPoolIdMalformed = "InvalidAddressPoolID.Malformed", InvalidArgument;
+    /// No such elastic address.
+    AllocationNotFound = "InvalidAllocationID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    AllocationIdMalformed = "InvalidAllocationID.Malformed", InvalidArgument;
+    /// No such port forward.
+    PortForwardNotFound = "InvalidPortForwardID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    PortForwardIdMalformed = "InvalidPortForwardID.Malformed", InvalidArgument;
+    /// No such security group.
+    SecurityGroupNotFound = "InvalidGroup.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    SecurityGroupIdMalformed = "InvalidGroupId.Malformed", InvalidArgument;
+    /// No such security group rule.
+    SecurityGroupRuleNotFound = "InvalidSecurityGroupRuleId.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    SecurityGroupRuleIdMalformed = "InvalidSecurityGroupRuleId.Malformed", InvalidArgument;
+    /// No such prefix list.
+    PrefixListNotFound = "InvalidPrefixListID.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    PrefixListIdMalformed = "InvalidPrefixListID.Malformed", InvalidArgument;
+    /// No such key pair.
+    KeyPairNotFound = "InvalidKeyPair.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    KeyPairIdMalformed = "InvalidKeyPair.Malformed", InvalidArgument;
+    /// The owner has a network of this name.
+    NetworkNameDuplicate = "InvalidNetwork.Duplicate", AlreadyExists;
+    /// The range overlaps with another network or a route of the host.
+    NetworkConflict = "InvalidNetwork.Conflict", FailedPrecondition;
+    /// Not a range that a network may have.
+    NetworkRange = "InvalidNetwork.Range", InvalidArgument;
+    /// The account has no default network.
+    NetworkNotSpecified = "NetworkNotSpecified", FailedPrecondition;
+    /// Somebody has the address.
+    IpAddressInUse = "InvalidIPAddress.InUse", FailedPrecondition;
+    /// No address is left.
+    InsufficientFreeAddresses = "InsufficientFreeAddressesInSubnet", ResourceExhausted;
+    /// No public address is left.
+    InsufficientAddressCapacity = "InsufficientAddressCapacity", ResourceExhausted;
+    /// The elastic address, or the interface, has a partner already.
+    AlreadyAssociated = "Resource.AlreadyAssociated", FailedPrecondition;
+    /// Others need it.
+    DependencyViolation = "DependencyViolation", FailedPrecondition;
+    /// The network has a group of this name.
+    SecurityGroupDuplicate = "InvalidGroup.Duplicate", AlreadyExists;
+    /// The group `default` can't be deleted.
+    CannotDelete = "CannotDelete", FailedPrecondition;
+    /// The group has such a rule.
+    PermissionDuplicate = "InvalidPermission.Duplicate", AlreadyExists;
+    /// The group has no such rule.
+    PermissionNotFound = "InvalidPermission.NotFound", NotFound;
+    /// More rules than a group may have.
+    RulesPerSecurityGroupLimitExceeded = "RulesPerSecurityGroupLimitExceeded", ResourceExhausted;
+    /// More groups than an interface may have.
+    SecurityGroupsPerInterfaceLimitExceeded = "SecurityGroupsPerInterfaceLimitExceeded", ResourceExhausted;
+    /// The prefix list has another version.
+    PrefixListVersionMismatch = "PrefixListVersionMismatch", FailedPrecondition;
+    /// The owner has a key pair of this name.
+    KeyPairDuplicate = "InvalidKeyPair.Duplicate", AlreadyExists;
+    /// Not a public key.
+    KeyFormat = "InvalidKey.Format", InvalidArgument;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's or the snapshot's state does not allow it.

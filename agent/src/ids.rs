@@ -16,6 +16,24 @@ pub enum Kind {
     Image,
     /// `snap-…`
     Snapshot,
+    /// `net-…`
+    Network,
+    /// `eni-…`
+    NetworkInterface,
+    /// `pool-…`
+    AddressPool,
+    /// `eipalloc-…`
+    Address,
+    /// `pf-…`
+    PortForward,
+    /// `sg-…`
+    SecurityGroup,
+    /// `sgr-…`
+    SecurityGroupRule,
+    /// `pl-…`
+    PrefixList,
+    /// `key-…`
+    KeyPair,
 }
 
 impl Kind {
@@ -25,6 +43,15 @@ impl Kind {
             Self::Volume => "vol-",
             Self::Image => "img-",
             Self::Snapshot => "snap-",
+            Self::Network => "net-",
+            Self::NetworkInterface => "eni-",
+            Self::AddressPool => "pool-",
+            Self::Address => "eipalloc-",
+            Self::PortForward => "pf-",
+            Self::SecurityGroup => "sg-",
+            Self::SecurityGroupRule => "sgr-",
+            Self::PrefixList => "pl-",
+            Self::KeyPair => "key-",
         }
     }
 
@@ -34,6 +61,15 @@ impl Kind {
             Self::Volume => Reason::VolumeIdMalformed,
             Self::Image => Reason::ImageIdMalformed,
             Self::Snapshot => Reason::SnapshotIdMalformed,
+            Self::Network => Reason::NetworkIdMalformed,
+            Self::NetworkInterface => Reason::NetworkInterfaceIdMalformed,
+            Self::AddressPool => Reason::AddressPoolIdMalformed,
+            Self::Address => Reason::AllocationIdMalformed,
+            Self::PortForward => Reason::PortForwardIdMalformed,
+            Self::SecurityGroup => Reason::SecurityGroupIdMalformed,
+            Self::SecurityGroupRule => Reason::SecurityGroupRuleIdMalformed,
+            Self::PrefixList => Reason::PrefixListIdMalformed,
+            Self::KeyPair => Reason::KeyPairIdMalformed,
         }
     }
 
@@ -43,6 +79,15 @@ impl Kind {
             Self::Volume => Reason::VolumeNotFound,
             Self::Image => Reason::ImageNotFound,
             Self::Snapshot => Reason::SnapshotNotFound,
+            Self::Network => Reason::NetworkNotFound,
+            Self::NetworkInterface => Reason::NetworkInterfaceNotFound,
+            Self::AddressPool => Reason::AddressPoolNotFound,
+            Self::Address => Reason::AllocationNotFound,
+            Self::PortForward => Reason::PortForwardNotFound,
+            Self::SecurityGroup => Reason::SecurityGroupNotFound,
+            Self::SecurityGroupRule => Reason::SecurityGroupRuleNotFound,
+            Self::PrefixList => Reason::PrefixListNotFound,
+            Self::KeyPair => Reason::KeyPairNotFound,
         }
     }
 
@@ -52,6 +97,15 @@ impl Kind {
             Self::Volume => "volume",
             Self::Image => "image",
             Self::Snapshot => "snapshot",
+            Self::Network => "network",
+            Self::NetworkInterface => "network interface",
+            Self::AddressPool => "address pool",
+            Self::Address => "elastic address",
+            Self::PortForward => "port forward",
+            Self::SecurityGroup => "security group",
+            Self::SecurityGroupRule => "security group rule",
+            Self::PrefixList => "prefix list",
+            Self::KeyPair => "key pair",
         }
     }
 

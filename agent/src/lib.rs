@@ -8,6 +8,7 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `firewall`: security groups and all else that nftables enforces.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
@@ -28,6 +29,7 @@ mod context;
 mod db;
 mod error;
 mod events;
+mod firewall;
 mod host;
 mod ids;
 mod images;

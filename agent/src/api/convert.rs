@@ -142,6 +142,9 @@ pub fn instance(view: InstanceView) -> v1::Instance {
                 mac_address: interface.mac,
             })
             .collect(),
+        network_interfaces: Vec::new(),
+        key_name: String::new(),
+        metadata_options: None,
     }
 }
 

@@ -315,6 +315,22 @@ impl InstanceService for InstanceApi {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn modify_instance_metadata_options(
+        &self,
+        _request: Request<v1::ModifyInstanceMetadataOptionsRequest>,
+    ) -> Result<Response<v1::ModifyInstanceMetadataOptionsResponse>, Status> {
+        Err(Status::unimplemented("being built"))
+    }
+
+    type ForwardPortStream = ReceiverStream<Result<v1::ForwardPortOutput, Status>>;
+
+    async fn forward_port(
+        &self,
+        _request: Request<Streaming<v1::ForwardPortInput>>,
+    ) -> Result<Response<Self::ForwardPortStream>, Status> {
+        Err(Status::unimplemented("being built"))
+    }
+
     async fn describe_instance_types(
         &self,
         _request: Request<v1::DescribeInstanceTypesRequest>,

@@ -17,6 +17,19 @@ pub fn owner(connection: &Connection, kind: Kind, id: &str) -> DbResult<Option<S
         Kind::Volume => "SELECT owner FROM volumes WHERE id = ?1",
         Kind::Image => "SELECT owner FROM images WHERE id = ?1",
         Kind::Snapshot => "SELECT owner FROM snapshots WHERE id = ?1",
+        Kind::Network => "SELECT owner FROM networks WHERE id = ?1",
+        Kind::NetworkInterface => "SELECT owner FROM network_interfaces WHERE id = ?1",
+        // Pools are the operator's, and may be used by all.
+        Kind::AddressPool => "SELECT '*' FROM address_pools WHERE id = ?1",
+        Kind::Address => "SELECT owner FROM addresses WHERE id = ?1",
+        Kind::PortForward => "SELECT owner FROM port_forwards WHERE id = ?1",
+        Kind::SecurityGroup => "SELECT owner FROM security_groups WHERE id = ?1",
+        Kind::SecurityGroupRule => {
+            "SELECT owner FROM security_groups WHERE id =
+                (SELECT group_id FROM security_group_rules WHERE id = ?1)"
+        }
+        Kind::PrefixList => "SELECT owner FROM prefix_lists WHERE id = ?1",
+        Kind::KeyPair => "SELECT owner FROM key_pairs WHERE id = ?1",
     };
     Ok(connection
         .prepare_cached(query)?

@@ -144,6 +144,131 @@ const STEPS: &[&str] = &[
     // 6: images of instances, deprecated images.
     "ALTER TABLE images ADD COLUMN source_instance_id TEXT;
     ALTER TABLE images ADD COLUMN deprecation_time INTEGER;",
+    // 7: virtual networks, what is in them, and public addresses.
+    "CREATE TABLE networks (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        ipv4_range   TEXT NOT NULL,
+        ipv6_range   TEXT,
+        mtu          INTEGER NOT NULL,
+        nat          INTEGER NOT NULL,
+        is_default   INTEGER NOT NULL,
+        dns_domain   TEXT NOT NULL,
+        create_time  INTEGER NOT NULL,
+        tags         TEXT NOT NULL,
+        client_token TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX networks_by_name ON networks (owner, name) WHERE name <> '';
+    CREATE UNIQUE INDEX networks_default ON networks (owner) WHERE is_default = 1;
+    CREATE TABLE network_interfaces (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        network_id   TEXT NOT NULL REFERENCES networks (id),
+        instance_id  TEXT NOT NULL REFERENCES instances (id),
+        device_index INTEGER NOT NULL,
+        mac          TEXT NOT NULL UNIQUE,
+        ipv4         TEXT NOT NULL,
+        ipv6         TEXT,
+        tap          TEXT NOT NULL UNIQUE,
+        description  TEXT NOT NULL,
+        create_time  INTEGER NOT NULL,
+        UNIQUE (network_id, ipv4),
+        UNIQUE (network_id, ipv6),
+        UNIQUE (instance_id, device_index)
+    ) STRICT;
+    CREATE TABLE address_pools (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        id          TEXT NOT NULL UNIQUE,
+        ipv4_range  TEXT NOT NULL UNIQUE,
+        description TEXT NOT NULL,
+        create_time INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE addresses (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        public_ipv4  TEXT NOT NULL UNIQUE,
+        pool_id      TEXT NOT NULL REFERENCES address_pools (id),
+        interface_id TEXT UNIQUE REFERENCES network_interfaces (id) ON DELETE SET NULL,
+        tags         TEXT NOT NULL,
+        client_token TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE port_forwards (
+        seq           INTEGER PRIMARY KEY AUTOINCREMENT,
+        id            TEXT NOT NULL UNIQUE,
+        owner         TEXT NOT NULL,
+        protocol      TEXT NOT NULL,
+        host_port     INTEGER NOT NULL,
+        interface_id  TEXT NOT NULL REFERENCES network_interfaces (id) ON DELETE CASCADE,
+        instance_port INTEGER NOT NULL,
+        description   TEXT NOT NULL,
+        client_token  TEXT NOT NULL,
+        UNIQUE (protocol, host_port)
+    ) STRICT;",
+    // 8: security groups.
+    "CREATE TABLE security_groups (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        network_id   TEXT NOT NULL REFERENCES networks (id) ON DELETE CASCADE,
+        name         TEXT NOT NULL,
+        description  TEXT NOT NULL,
+        create_time  INTEGER NOT NULL,
+        tags         TEXT NOT NULL,
+        client_token TEXT NOT NULL,
+        UNIQUE (network_id, name)
+    ) STRICT;
+    CREATE TABLE security_group_rules (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        id          TEXT NOT NULL UNIQUE,
+        group_id    TEXT NOT NULL REFERENCES security_groups (id) ON DELETE CASCADE,
+        direction   TEXT NOT NULL,
+        protocol    INTEGER,
+        from_port   INTEGER,
+        to_port     INTEGER,
+        peer_kind   TEXT NOT NULL,
+        peer        TEXT NOT NULL,
+        description TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX security_group_rules_by_group ON security_group_rules (group_id);
+    CREATE INDEX security_group_rules_by_peer ON security_group_rules (peer);
+    CREATE TABLE interface_groups (
+        interface_id TEXT NOT NULL REFERENCES network_interfaces (id) ON DELETE CASCADE,
+        group_id     TEXT NOT NULL REFERENCES security_groups (id),
+        PRIMARY KEY (interface_id, group_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX interface_groups_by_group ON interface_groups (group_id);
+    CREATE TABLE prefix_lists (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        family       TEXT NOT NULL,
+        max_entries  INTEGER NOT NULL,
+        version      INTEGER NOT NULL,
+        entries      TEXT NOT NULL,
+        tags         TEXT NOT NULL,
+        client_token TEXT NOT NULL
+    ) STRICT;",
+    // 9: SSH keys and the metadata service.
+    "CREATE TABLE key_pairs (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        id          TEXT NOT NULL UNIQUE,
+        owner       TEXT NOT NULL,
+        name        TEXT NOT NULL,
+        key_type    TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        public_key  TEXT NOT NULL,
+        create_time INTEGER NOT NULL,
+        tags        TEXT NOT NULL,
+        UNIQUE (owner, name)
+    ) STRICT;
+    ALTER TABLE instances ADD COLUMN key_name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE instances ADD COLUMN public_key TEXT NOT NULL DEFAULT '';
+    ALTER TABLE instances ADD COLUMN metadata_options TEXT NOT NULL DEFAULT '{}';",
 ];
 
 /// Takes the steps that are missing.

@@ -1,0 +1,166 @@
+//! What the firewall is to enforce: the networks, interfaces and security groups of all accounts,
+//! without anything that has to do with how nftables does it. The database is where it comes
+//! from; [`super::Firewall`] holds the one in force.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// All of it, by ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// `net-…`
+    pub networks: BTreeMap<String, Network>,
+    /// `eni-…`
+    pub interfaces: BTreeMap<String, Interface>,
+    /// `sg-…`
+    pub groups: BTreeMap<String, Group>,
+    /// `pl-…`
+    pub prefix_lists: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Public address to interface.
+    pub addresses: BTreeMap<Ipv4Addr, String>,
+    /// `pf-…`
+    pub forwards: BTreeMap<String, Forward>,
+}
+
+/// A network: isolated from the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// No two networks overlap.
+    pub ipv4: Ipv4Net,
+    pub ipv6: Option<Ipv6Net>,
+    pub gateway_ipv4: Ipv4Addr,
+    pub gateway_ipv6: Option<Ipv6Addr>,
+    /// The outside sees the host's address.
+    pub nat: bool,
+}
+
+/// An interface of an instance. It is here from the launch to the termination of its instance,
+/// whether there is a tap or not: rules that name a group mean the addresses of all its members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub network: String,
+    /// Name of the tap, in [`super::TAP_PREFIX`]'s name space.
+    pub tap: String,
+    pub mac: [u8; 6],
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Option<Ipv6Addr>,
+    /// Groups of the same network.
+    pub groups: BTreeSet<String>,
+}
+
+/// A security group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    pub network: String,
+    /// `sgr-…`
+    pub rules: BTreeMap<String, Rule>,
+}
+
+/// Allows packets that open a connection, and with them the whole connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub direction: Direction,
+    pub matches: Match,
+    pub peer: Peer,
+}
+
+/// Seen from the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// To it; the peer is the source.
+    Ingress,
+    /// From it; the peer is the destination.
+    Egress,
+}
+
+/// Which packets, apart from whom they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// Every protocol.
+    All,
+    /// An IP protocol by number, with all of its ports, if it has any.
+    Protocol(u8),
+    /// TCP (6) or UDP (17) with destination ports from `first` to `last`.
+    Ports { protocol: u8, first: u16, last: u16 },
+    /// ICMP, in IPv4 packets only; without a type or code: all of them.
+    Icmp { kind: Option<u8>, code: Option<u8> },
+    /// ICMPv6, in IPv6 packets only.
+    Icmpv6 { kind: Option<u8>, code: Option<u8> },
+}
+
+/// The other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Block(IpNet),
+    /// The addresses of its members.
+    Group(String),
+    PrefixList(String),
+}
+
+/// A port of the host that is one of an interface's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// TCP (6) or UDP (17).
+    pub protocol: u8,
+    pub host_port: u16,
+    pub interface: String,
+    pub port: u16,
+}
+
+/// One step from one policy to the next. Several of them are applied as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    PutNetwork(String, Network),
+    RemoveNetwork(String),
+    PutInterface(String, Interface),
+    /// With the addresses and forwards to it.
+    RemoveInterface(String),
+    PutGroup(String, Group),
+    RemoveGroup(String),
+    PutPrefixList(String, BTreeSet<IpNet>),
+    RemovePrefixList(String),
+    PutAddress(Ipv4Addr, String),
+    RemoveAddress(Ipv4Addr),
+    PutForward(String, Forward),
+    RemoveForward(String),
+}
+
+impl Policy {
+    /// Takes a step. What is put replaces what has the same id; removing what is not there does
+    /// nothing.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::PutNetwork(id, network) => drop(self.networks.insert(id, network)),
+            Change::RemoveNetwork(id) => drop(self.networks.remove(&id)),
+            Change::PutInterface(id, interface) => drop(self.interfaces.insert(id, interface)),
+            Change::RemoveInterface(id) => {
+                self.addresses.retain(|_, interface| *interface != id);
+                self.forwards.retain(|_, forward| forward.interface != id);
+                self.interfaces.remove(&id);
+            }
+            Change::PutGroup(id, group) => drop(self.groups.insert(id, group)),
+            Change::RemoveGroup(id) => drop(self.groups.remove(&id)),
+            Change::PutPrefixList(id, blocks) => drop(self.prefix_lists.insert(id, blocks)),
+            Change::RemovePrefixList(id) => drop(self.prefix_lists.remove(&id)),
+            Change::PutAddress(address, interface) => {
+                self.addresses.insert(address, interface);
+            }
+            Change::RemoveAddress(address) => drop(self.addresses.remove(&address)),
+            Change::PutForward(id, forward) => drop(self.forwards.insert(id, forward)),
+            Change::RemoveForward(id) => drop(self.forwards.remove(&id)),
+        }
+    }
+
+    /// The addresses of a group's members, in order.
+    pub fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        self.interfaces
+            .values()
+            .filter(move |interface| interface.groups.contains(group))
+            .flat_map(|it| [Some(it.ipv4.into()), it.ipv6.map(IpAddr::from)])
+            .flatten()
+    }
+}
