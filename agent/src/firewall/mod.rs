@@ -14,6 +14,14 @@ use policy::{Change, Policy};
 /// through.
 pub const TAP_PREFIX: &str = "hth";
 
+/// Where the metadata service listens on each tap: what guests send to 169.254.169.254 port 80
+/// comes there.
+pub const METADATA_PORT: u16 = 8775;
+
+/// `SO_MARK` of the agent's own connections to guests (ForwardPort), which pass whatever the
+/// groups say.
+pub const FORWARD_MARK: u32 = 0x4854_0001;
+
 /// What happens to connections that the new rules would not admit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {

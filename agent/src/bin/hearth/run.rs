@@ -172,6 +172,7 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         vcpus: args.vcpus.unwrap_or(0),
         memory_mib: args.memory.unwrap_or(0),
         tap_interfaces: args.tap,
+        ..Default::default()
     };
     Ok((request, flags))
 }
