@@ -5,8 +5,9 @@ use std::sync::Arc;
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host, instance_types::Catalogue,
-    shutdown::Shutdown, volumes::classes::Classes,
+    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
+    instance_types::Catalogue, networks::Networks, shutdown::Shutdown, turns::Turns,
+    volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -20,6 +21,9 @@ pub struct Context {
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     pub firewall: Firewall,
+    pub networks: Networks,
+    /// Whose part of the policy is being changed.
+    pub turns: Turns,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

@@ -8,6 +8,7 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `networks`: virtual networks, addresses in them and of them; `links`: taps, routes.
 //! - `firewall`: security groups and all else that nftables enforces.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
@@ -35,9 +36,12 @@ mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod links;
 mod merging;
+mod networks;
 mod query;
 mod reconcile;
+mod security_groups;
 mod sharing;
 mod shutdown;
 mod snapshots;
@@ -45,5 +49,6 @@ mod tags;
 mod time;
 mod tokens;
 mod transfer;
+mod turns;
 mod upkeep;
 mod volumes;

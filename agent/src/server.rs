@@ -19,8 +19,9 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
-    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, network_service_server::NetworkServiceServer,
+    snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -30,8 +31,8 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
-        store::StoreApi, volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi, networks::NetworkApi,
+        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -42,7 +43,10 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown,
+    merging,
+    networks::{self, Networks},
+    reconcile, shutdown,
+    turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -135,6 +139,9 @@ pub async fn serve(
         .await
         .map_err(|error| reconcile_error(&error))?;
     let listener = listen(&context.settings.socket)?;
+    networks::reconcile::at_start(&context)
+        .await
+        .map_err(|error| reconcile_error(&error))?;
     let instances = Arc::new(Instances::new(context.clone()));
     instances
         .take_up()
@@ -201,6 +208,8 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         firewall: Firewall::default(),
+        networks: Networks::default(),
+        turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
         shutdown,
@@ -232,6 +241,10 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let network_api = NetworkServiceServer::new(NetworkApi {
+        context: context.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
     let store_api = StoreServiceServer::new(StoreApi {
         context: context.clone(),
     });
@@ -248,6 +261,9 @@ async fn router(
         .set_serving::<SnapshotServiceServer<SnapshotApi>>()
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health
+        .set_serving::<NetworkServiceServer<NetworkApi>>()
+        .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
@@ -261,6 +277,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(network_api)
         .add_service(store_api)
         .add_service(event_api)
         .add_service(health_service)

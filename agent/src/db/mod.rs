@@ -8,6 +8,8 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod interfaces;
+pub mod networks;
 pub mod permissions;
 mod schema;
 pub mod snapshots;
@@ -229,6 +231,12 @@ fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> DbResult<T> {
 /// Writes a JSON column.
 fn to_json(value: &impl serde::Serialize) -> DbResult<String> {
     serde_json::to_string(value).map_err(|error| DbError::Malformed(error.to_string()))
+}
+
+/// Reads a column that holds an address or a range.
+fn parsed<T: std::str::FromStr>(text: &str) -> DbResult<T> {
+    text.parse()
+        .map_err(|_| DbError::Malformed(format!("{text:?}")))
 }
 
 /// A size for SQLite, which has no unsigned numbers. No size of ours comes near 2^63.

@@ -10,6 +10,7 @@ use crate::{
     ids::{Kind, shortened},
     images::model::{Image, ImageState},
     instance_types::{self, Catalogue},
+    networks::{launch::NetworkRequest, plan::Plan},
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
@@ -55,6 +56,7 @@ pub struct LaunchRequest {
     pub vcpus: u32,
     pub memory_mib: u64,
     pub interfaces: Vec<Interface>,
+    pub networks: NetworkRequest,
 }
 
 /// What a request comes to before the database is asked.
@@ -102,6 +104,7 @@ impl LaunchRequest {
         tags::check(&self.tags, "tags")?;
         check_kernel_args(&self.extra_kernel_args, "extra_kernel_args")?;
         interfaces::check(&self.interfaces, max_count)?;
+        self.networks.check(max_count)?;
         Ok(Shape {
             instance_type: name.to_owned(),
             vcpus,
@@ -192,11 +195,15 @@ impl LaunchRequest {
             };
             return Err(memory.no_room(field, shape.memory_bytes, committed));
         }
+        let networks = self.networks.wanted(tx, &self.owner)?;
         let count = u64::from(shape.max_count).min(room);
+        let count = networks.room(tx, shape.min_count.into(), count)?;
+        let mut plan = Plan::default();
         let mut instances = Vec::new();
         for _ in 0..count {
             let mut instance = self.instance(shape, &image, &kernel_args)?;
             db::instances::insert(tx, &mut instance)?;
+            networks.insert(tx, &mut plan, &instance)?;
             for disk in &disks {
                 self.attach(tx, &instance, &image, disk)?;
             }
@@ -435,6 +442,7 @@ mod tests {
             vcpus: 0,
             memory_mib: 0,
             interfaces: Vec::new(),
+            networks: NetworkRequest::default(),
         }
     }
 

@@ -1,0 +1,3 @@
+//! Security groups.
+
+pub mod default_group;
