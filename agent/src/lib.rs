@@ -30,6 +30,7 @@ mod db;
 mod error;
 mod events;
 mod firewall;
+mod forward_port;
 mod host;
 mod ids;
 mod images;

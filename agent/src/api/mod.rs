@@ -4,6 +4,7 @@
 mod convert;
 mod convert_volume;
 pub mod events;
+mod forward_port;
 pub mod images;
 pub mod instances;
 pub mod snapshots;
