@@ -42,7 +42,7 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown,
+    merging, reconcile, shutdown, tap_services,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -95,6 +95,9 @@ pub enum ServerError {
     /// Undoing what was cut off.
     #[error("{0}")]
     Reconcile(String),
+    /// What the services on taps share.
+    #[error(transparent)]
+    TapServices(#[from] tap_services::SharedError),
     /// The server itself.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -195,6 +198,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     })?;
     Ok(Arc::new(Context {
         store: Store::open(settings.store())?,
+        tap_services: tap_services::Shared::open(&settings, db.clone())?,
         db,
         host: Host::new(&settings.vmm),
         types,
@@ -328,6 +332,7 @@ mod tests {
             state_dir: dir.join("state"),
             socket: dir.join("run/hearthd.sock"),
             vmm: dir.join("hearth-vmm"),
+            region: None,
         }
     }
 
