@@ -37,6 +37,7 @@ mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod keys;
 mod merging;
 mod query;
 mod reconcile;

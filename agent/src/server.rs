@@ -19,8 +19,9 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
-    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -30,8 +31,8 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
-        store::StoreApi, volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
+        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -236,6 +237,9 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
+        context: context.clone(),
+    });
     let store_api = StoreServiceServer::new(StoreApi {
         context: context.clone(),
     });
@@ -252,6 +256,9 @@ async fn router(
         .set_serving::<SnapshotServiceServer<SnapshotApi>>()
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health
+        .set_serving::<KeyPairServiceServer<KeyPairApi>>()
+        .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
@@ -265,6 +272,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
         .add_service(health_service)

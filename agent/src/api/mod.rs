@@ -6,6 +6,7 @@ mod convert_volume;
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod key_pairs;
 pub mod snapshots;
 pub mod store;
 pub mod volumes;
