@@ -6,7 +6,7 @@ use hearth_images::Store;
 
 use crate::{
     busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
-    instance_types::Catalogue, shutdown::Shutdown, volumes::classes::Classes,
+    instance_types::Catalogue, shutdown::Shutdown, tap_services, volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -20,6 +20,7 @@ pub struct Context {
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     pub firewall: Firewall,
+    pub tap_services: Arc<tap_services::Shared>,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

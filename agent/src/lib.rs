@@ -8,6 +8,8 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
+//! - `keys`: SSH key pairs.
 //! - `firewall`: security groups and all else that nftables enforces.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
@@ -36,6 +38,7 @@ mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod keys;
 mod merging;
 mod query;
 mod reconcile;
@@ -43,6 +46,7 @@ mod sharing;
 mod shutdown;
 mod snapshots;
 mod tags;
+mod tap_services;
 mod time;
 mod tokens;
 mod transfer;

@@ -19,8 +19,9 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
-    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -30,8 +31,8 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
-        store::StoreApi, volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
+        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -42,7 +43,7 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown,
+    merging, reconcile, shutdown, tap_services,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -95,6 +96,9 @@ pub enum ServerError {
     /// Undoing what was cut off.
     #[error("{0}")]
     Reconcile(String),
+    /// What the services on taps share.
+    #[error(transparent)]
+    TapServices(#[from] tap_services::SharedError),
     /// The server itself.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -195,6 +199,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     })?;
     Ok(Arc::new(Context {
         store: Store::open(settings.store())?,
+        tap_services: tap_services::Shared::open(&settings, db.clone())?,
         db,
         host: Host::new(&settings.vmm),
         types,
@@ -232,6 +237,9 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
+        context: context.clone(),
+    });
     let store_api = StoreServiceServer::new(StoreApi {
         context: context.clone(),
     });
@@ -248,6 +256,9 @@ async fn router(
         .set_serving::<SnapshotServiceServer<SnapshotApi>>()
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health
+        .set_serving::<KeyPairServiceServer<KeyPairApi>>()
+        .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
 
@@ -261,6 +272,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
         .add_service(health_service)
@@ -328,6 +340,7 @@ mod tests {
             state_dir: dir.join("state"),
             socket: dir.join("run/hearthd.sock"),
             vmm: dir.join("hearth-vmm"),
+            region: None,
         }
     }
 

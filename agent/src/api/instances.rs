@@ -88,6 +88,8 @@ impl InstanceApi {
                     mac: interface.mac_address,
                 })
                 .collect(),
+            key_name: request.key_name,
+            metadata_options: request.metadata_options.unwrap_or_default(),
         })
     }
 }

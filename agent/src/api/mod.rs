@@ -7,6 +7,7 @@ pub mod events;
 mod forward_port;
 pub mod images;
 pub mod instances;
+pub mod key_pairs;
 pub mod snapshots;
 pub mod store;
 pub mod volumes;

@@ -8,10 +8,12 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod key_pairs;
 pub mod permissions;
 mod schema;
 pub mod snapshots;
 mod states;
+pub mod tap_services;
 pub mod tokens;
 pub mod volumes;
 
