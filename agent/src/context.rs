@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host, instance_types::Catalogue,
-    shutdown::Shutdown, volumes::classes::Classes,
+    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
+    instance_types::Catalogue, shutdown::Shutdown, turns::Turns, volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -20,6 +20,8 @@ pub struct Context {
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     pub firewall: Firewall,
+    /// Who may change what the firewall enforces.
+    pub turns: Turns,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

@@ -8,7 +8,9 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
+//! - `turns`: the order in which the firewall learns what was committed.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
@@ -38,6 +40,7 @@ mod instances;
 mod merging;
 mod query;
 mod reconcile;
+mod security_groups;
 mod sharing;
 mod shutdown;
 mod snapshots;
@@ -45,5 +48,6 @@ mod tags;
 mod time;
 mod tokens;
 mod transfer;
+mod turns;
 mod upkeep;
 mod volumes;

@@ -19,8 +19,10 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, snapshot_service_server::SnapshotServiceServer,
-    store_service_server::StoreServiceServer, volume_service_server::VolumeServiceServer,
+    instance_service_server::InstanceServiceServer,
+    security_group_service_server::SecurityGroupServiceServer,
+    snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -30,8 +32,9 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, snapshots::SnapshotApi,
-        store::StoreApi, volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi,
+        security_groups::SecurityGroupApi, snapshots::SnapshotApi, store::StoreApi,
+        volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -43,6 +46,7 @@ use crate::{
     instance_types::Catalogue,
     instances::Instances,
     merging, reconcile, shutdown,
+    turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -201,6 +205,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         firewall: Firewall::default(),
+        turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
         shutdown,
@@ -238,6 +243,9 @@ async fn router(
     let event_api = EventServiceServer::new(Events {
         context: context.clone(),
     });
+    let security_group_api = SecurityGroupServiceServer::new(SecurityGroupApi {
+        context: context.clone(),
+    });
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health
@@ -250,6 +258,9 @@ async fn router(
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
+    health
+        .set_serving::<SecurityGroupServiceServer<SecurityGroupApi>>()
+        .await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -263,6 +274,7 @@ async fn router(
         .add_service(image_api)
         .add_service(store_api)
         .add_service(event_api)
+        .add_service(security_group_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

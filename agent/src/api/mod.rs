@@ -2,10 +2,12 @@
 //! function, and turns the result back. Nothing is decided here.
 
 mod convert;
+mod convert_security_group;
 mod convert_volume;
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod security_groups;
 pub mod snapshots;
 pub mod store;
 pub mod volumes;
