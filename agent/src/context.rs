@@ -6,7 +6,8 @@ use hearth_images::Store;
 
 use crate::{
     busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
-    instance_types::Catalogue, shutdown::Shutdown, tap_services, volumes::classes::Classes,
+    instance_types::Catalogue, shutdown::Shutdown, tap_services, turns::Turns,
+    volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -21,6 +22,8 @@ pub struct Context {
     pub busy: Busy,
     pub firewall: Firewall,
     pub tap_services: Arc<tap_services::Shared>,
+    /// Who may change what the firewall enforces.
+    pub turns: Turns,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

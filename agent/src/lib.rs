@@ -10,7 +10,9 @@
 //! - `merging`: keeps the chains of layers below volumes short.
 //! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
 //! - `keys`: SSH key pairs.
+//! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
+//! - `turns`: the order in which the firewall learns what was committed.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
@@ -42,6 +44,7 @@ mod keys;
 mod merging;
 mod query;
 mod reconcile;
+mod security_groups;
 mod sharing;
 mod shutdown;
 mod snapshots;
@@ -50,5 +53,6 @@ mod tap_services;
 mod time;
 mod tokens;
 mod transfer;
+mod turns;
 mod upkeep;
 mod volumes;

@@ -20,6 +20,7 @@ use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
     instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
 };
@@ -32,7 +33,8 @@ use tonic::transport::Server;
 use crate::{
     api::{
         events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
-        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
+        security_groups::SecurityGroupApi, snapshots::SnapshotApi, store::StoreApi,
+        volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -44,6 +46,7 @@ use crate::{
     instance_types::Catalogue,
     instances::Instances,
     merging, reconcile, shutdown, tap_services,
+    turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -206,6 +209,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         firewall: Firewall::default(),
+        turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
         shutdown,
@@ -246,6 +250,9 @@ async fn router(
     let event_api = EventServiceServer::new(Events {
         context: context.clone(),
     });
+    let security_group_api = SecurityGroupServiceServer::new(SecurityGroupApi {
+        context: context.clone(),
+    });
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health
@@ -261,6 +268,9 @@ async fn router(
         .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
+    health
+        .set_serving::<SecurityGroupServiceServer<SecurityGroupApi>>()
+        .await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -275,6 +285,7 @@ async fn router(
         .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
+        .add_service(security_group_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

@@ -2,12 +2,14 @@
 //! function, and turns the result back. Nothing is decided here.
 
 mod convert;
+mod convert_security_group;
 mod convert_volume;
 pub mod events;
 mod forward_port;
 pub mod images;
 pub mod instances;
 pub mod key_pairs;
+pub mod security_groups;
 pub mod snapshots;
 pub mod store;
 pub mod volumes;
