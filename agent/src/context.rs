@@ -6,7 +6,7 @@ use hearth_images::Store;
 
 use crate::{
     busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
-    instance_types::Catalogue, networks::Networks, shutdown::Shutdown, turns::Turns,
+    instance_types::Catalogue, networks::Networks, shutdown::Shutdown, tap_services, turns::Turns,
     volumes::classes::Classes,
 };
 
@@ -22,7 +22,8 @@ pub struct Context {
     pub busy: Busy,
     pub firewall: Firewall,
     pub networks: Networks,
-    /// Whose part of the policy is being changed.
+    pub tap_services: Arc<tap_services::Shared>,
+    /// Who may change what the firewall enforces.
     pub turns: Turns,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,

@@ -127,6 +127,8 @@ reasons! {
     AddressPoolConflict = "InvalidAddressPool.Conflict", FailedPrecondition;
     /// Something listens on the host's port, or it is forwarded already.
     PortInUse = "InvalidPort.InUse", FailedPrecondition;
+    /// The elastic address is not associated.
+    AssociationNotFound = "InvalidAssociationID.NotFound", NotFound;
     /// The elastic address, or the interface, has a partner already.
     AlreadyAssociated = "Resource.AlreadyAssociated", FailedPrecondition;
     /// Others need it.
@@ -149,6 +151,8 @@ reasons! {
     KeyPairDuplicate = "InvalidKeyPair.Duplicate", AlreadyExists;
     /// Not a public key.
     KeyFormat = "InvalidKey.Format", InvalidArgument;
+    /// The guest did not take the connection.
+    ConnectionFailed = "ConnectionFailed", Unavailable;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's or the snapshot's state does not allow it.

@@ -9,7 +9,11 @@
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
 //! - `networks`: virtual networks, addresses in them and of them; `links`: taps, routes.
+//! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
+//! - `keys`: SSH key pairs.
+//! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
+//! - `turns`: the order in which the firewall learns what was committed.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
@@ -31,11 +35,13 @@ mod db;
 mod error;
 mod events;
 mod firewall;
+mod forward_port;
 mod host;
 mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod keys;
 mod links;
 mod merging;
 mod networks;
@@ -46,6 +52,7 @@ mod sharing;
 mod shutdown;
 mod snapshots;
 mod tags;
+mod tap_services;
 mod time;
 mod tokens;
 mod transfer;

@@ -19,7 +19,9 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, network_service_server::NetworkServiceServer,
+    instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    network_service_server::NetworkServiceServer,
+    security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
 };
@@ -31,8 +33,9 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, networks::NetworkApi,
-        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
+        events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
+        networks::NetworkApi, security_groups::SecurityGroupApi, snapshots::SnapshotApi,
+        store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -45,7 +48,7 @@ use crate::{
     instances::Instances,
     merging,
     networks::{self, Networks},
-    reconcile, shutdown,
+    reconcile, shutdown, tap_services,
     turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
@@ -99,6 +102,9 @@ pub enum ServerError {
     /// Undoing what was cut off.
     #[error("{0}")]
     Reconcile(String),
+    /// What the services on taps share.
+    #[error(transparent)]
+    TapServices(#[from] tap_services::SharedError),
     /// The server itself.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -202,6 +208,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     })?;
     Ok(Arc::new(Context {
         store: Store::open(settings.store())?,
+        tap_services: tap_services::Shared::open(&settings, db.clone())?,
         db,
         host: Host::new(&settings.vmm),
         types,
@@ -245,10 +252,16 @@ async fn router(
         context: context.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
+        context: context.clone(),
+    });
     let store_api = StoreServiceServer::new(StoreApi {
         context: context.clone(),
     });
     let event_api = EventServiceServer::new(Events {
+        context: context.clone(),
+    });
+    let security_group_api = SecurityGroupServiceServer::new(SecurityGroupApi {
         context: context.clone(),
     });
 
@@ -264,8 +277,14 @@ async fn router(
     health
         .set_serving::<NetworkServiceServer<NetworkApi>>()
         .await;
+    health
+        .set_serving::<KeyPairServiceServer<KeyPairApi>>()
+        .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
+    health
+        .set_serving::<SecurityGroupServiceServer<SecurityGroupApi>>()
+        .await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -278,8 +297,10 @@ async fn router(
         .add_service(snapshot_api)
         .add_service(image_api)
         .add_service(network_api)
+        .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
+        .add_service(security_group_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))
@@ -345,6 +366,7 @@ mod tests {
             state_dir: dir.join("state"),
             socket: dir.join("run/hearthd.sock"),
             vmm: dir.join("hearth-vmm"),
+            region: None,
         }
     }
 

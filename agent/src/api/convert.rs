@@ -6,7 +6,9 @@ use hearth_images::DiskFormat;
 use hearth_proto::v1;
 
 pub use super::{
-    convert_network::{interface, interface_of, network, network_request},
+    convert_network::{
+        address, interface, interface_of, network, network_request, pool, port_forward,
+    },
     convert_volume::{volume, volume_class},
 };
 
@@ -154,8 +156,8 @@ pub fn instance(view: InstanceView) -> v1::Instance {
             })
             .collect(),
         network_interfaces,
-        key_name: String::new(),
-        metadata_options: None,
+        key_name: instance.launch.key_name,
+        metadata_options: Some((&instance.metadata_options).into()),
     }
 }
 

@@ -7,10 +7,11 @@ use crate::{
     networks::{
         describe::{InterfaceView, NetworkView},
         launch::{InterfaceRequest, NetworkRequest},
-        model::{Interface, Network},
-        names,
+        model::{Address, Interface, Network, PortForward},
+        pools::PoolView,
     },
     tags::Tag,
+    tap_services::names,
 };
 
 /// What RunInstances says of networks.
@@ -66,10 +67,9 @@ pub fn interface_of(
     network: &Network,
     instance_tags: &[Tag],
 ) -> v1::NetworkInterface {
-    let name = instance_tags.iter().find(|tag| tag.key == "Name");
-    let name = name.map_or("", |tag| tag.value.as_str());
+    let (id, domain) = (&interface.instance_id, &network.dns_domain);
     v1::NetworkInterface {
-        dns_names: names::of_interface(&interface, network, name),
+        dns_names: names::all(id, instance_tags, interface.ipv4, domain),
         network_interface_id: interface.id,
         owner_id: interface.owner,
         network_id: interface.network_id,
@@ -86,5 +86,42 @@ pub fn interface_of(
         tap_name: interface.tap,
         description: interface.description,
         create_time: Some(interface.create_time.into()),
+    }
+}
+
+pub fn pool(view: PoolView) -> v1::AddressPool {
+    v1::AddressPool {
+        pool_id: view.pool.id,
+        ipv4_range: view.pool.ipv4.to_string(),
+        description: view.pool.description,
+        available_addresses: view.available_addresses,
+        create_time: Some(view.pool.create_time.into()),
+    }
+}
+
+pub fn address(address: Address) -> v1::Address {
+    let private = address.private_ipv4;
+    v1::Address {
+        allocation_id: address.id,
+        owner_id: address.owner,
+        public_ipv4: address.public_ipv4.to_string(),
+        pool_id: address.pool_id,
+        network_interface_id: address.interface_id.unwrap_or_default(),
+        instance_id: address.instance_id.unwrap_or_default(),
+        private_ipv4: private.map(|it| it.to_string()).unwrap_or_default(),
+        tags: tags_out(address.tags),
+    }
+}
+
+pub fn port_forward(forward: PortForward) -> v1::PortForward {
+    v1::PortForward {
+        port_forward_id: forward.id,
+        owner_id: forward.owner,
+        protocol: forward.protocol.word().to_owned(),
+        host_port: forward.host_port.into(),
+        network_interface_id: forward.interface_id,
+        instance_id: forward.instance_id,
+        instance_port: forward.instance_port.into(),
+        description: forward.description,
     }
 }

@@ -13,7 +13,9 @@ use crate::{
 
 const SELECT: &str = "SELECT seq, id, owner, network_id, instance_id, device_index, mac, ipv4,
     ipv6, tap, description, create_time,
-    (SELECT json_group_array(group_id) FROM interface_groups WHERE interface_id = id) AS groups,
+    (SELECT json_group_array(group_id) FROM
+        (SELECT group_id FROM interface_groups WHERE interface_id = network_interfaces.id
+         ORDER BY group_id)) AS groups,
     (SELECT public_ipv4 FROM addresses WHERE interface_id = network_interfaces.id) AS public_ipv4
     FROM network_interfaces";
 
@@ -41,33 +43,28 @@ pub fn insert(tx: &mut Tx<'_>, interface: &mut Interface) -> DbResult<()> {
         ":create_time": interface.create_time.0,
     })?;
     interface.seq = tx.last_insert_rowid();
-    put_groups(tx, interface)?;
+    let mut insert = tx.prepare_cached("INSERT INTO interface_groups VALUES (?1, ?2)")?;
+    for group in &interface.groups {
+        insert.execute([&interface.id, group])?;
+    }
+    drop(insert);
     let told = format!("{} of {}", interface.ipv4, interface.instance_id);
     tx.event(event(interface, "", "in-use").because("", &told));
     Ok(())
 }
 
-/// Stores description and groups.
-pub fn update(tx: &mut Tx<'_>, interface: &Interface) -> DbResult<()> {
+/// Stores another description.
+pub fn describe(tx: &mut Tx<'_>, interface: &Interface) -> DbResult<()> {
     tx.prepare_cached("UPDATE network_interfaces SET description = ?2 WHERE id = ?1")?
         .execute(params![interface.id, interface.description])?;
-    tx.prepare_cached("DELETE FROM interface_groups WHERE interface_id = ?1")?
-        .execute([&interface.id])?;
-    put_groups(tx, interface)?;
     tx.event(event(interface, "in-use", "in-use").because("", "modified"));
-    Ok(())
-}
-
-fn put_groups(tx: &Tx<'_>, interface: &Interface) -> DbResult<()> {
-    let mut insert = tx.prepare_cached("INSERT INTO interface_groups VALUES (?1, ?2)")?;
-    for group in &interface.groups {
-        insert.execute([&interface.id, group])?;
-    }
     Ok(())
 }
 
 /// Forgets an interface; its elastic address is associated no more, its port forwards are gone.
 pub fn remove(tx: &mut Tx<'_>, interface: &Interface) -> DbResult<()> {
+    super::addresses::lost(tx, &interface.id)?;
+    super::port_forwards::lost(tx, &interface.id)?;
     tx.execute(
         "DELETE FROM network_interfaces WHERE id = ?1",
         [&interface.id],

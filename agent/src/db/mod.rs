@@ -5,15 +5,21 @@
 //! of an object and the event that tells of it are one transaction ([`Tx`]); events go out to
 //! watchers after the commit, in the order of commits.
 
+pub mod addresses;
 pub mod events;
 pub mod images;
 pub mod instances;
 pub mod interfaces;
+pub mod key_pairs;
 pub mod networks;
 pub mod permissions;
+pub mod port_forwards;
+pub mod prefix_lists;
 mod schema;
+pub mod security_groups;
 pub mod snapshots;
 mod states;
+pub mod tap_services;
 pub mod tokens;
 pub mod volumes;
 

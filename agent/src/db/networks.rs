@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row, named_params, params};
 
-use super::{DbResult, Tx, from_json, parsed, strings, to_json};
+use super::{DbResult, Tx, from_json, parsed, to_json};
 use crate::{events::NewEvent, networks::model::Network, time::Millis};
 
 const SELECT: &str = "SELECT seq, id, owner, name, ipv4_range, ipv6_range, mtu, nat, is_default,
@@ -104,11 +104,6 @@ pub fn count(connection: &Connection, owner: &str) -> DbResult<u32> {
     Ok(connection
         .prepare_cached("SELECT count(*) FROM networks WHERE owner = ?1")?
         .query_row([owner], |row| row.get(0))?)
-}
-
-/// Ids of all.
-pub fn ids(connection: &Connection) -> DbResult<Vec<String>> {
-    strings(connection, "SELECT id FROM networks")
 }
 
 fn collect(

@@ -2,6 +2,7 @@
 //!
 //! - [`state`]: the life of an instance, drawn, and what is legal when
 //! - [`launch`], [`disks`], [`devices`], [`interfaces`]: what a request comes to
+//! - [`metadata_options`]: how it may use the metadata service
 //! - [`driver`]: lives the life; one task per instance
 //! - [`start`], [`cleanup`]: its beginning and its end on the host
 //! - [`vmm`]: the VMM processes
@@ -12,6 +13,7 @@ pub mod disks;
 pub mod driver;
 pub mod interfaces;
 pub mod launch;
+pub mod metadata_options;
 pub mod model;
 pub mod start;
 pub mod state;
@@ -131,7 +133,8 @@ impl Instances {
         let read = self.context.db.read(move |connection| {
             let mut all = Vec::new();
             for id in &ids {
-                all.extend(db::interfaces::of_instance(connection, id)?);
+                let interfaces = db::interfaces::of_instance(connection, id)?;
+                all.extend(interfaces.into_iter().map(|it| it.id));
             }
             Ok::<_, db::DbError>(all)
         });
@@ -372,6 +375,7 @@ impl Described for Listed {
         "network-id",
         "private-ipv4",
         "group-id",
+        "key-name",
     ];
 
     fn seq(&self) -> i64 {
@@ -401,6 +405,7 @@ impl Described for Listed {
             "instance-state-name" => it.state.word().to_owned(),
             "owner-id" => it.owner.clone(),
             "client-token" => it.client_token.clone(),
+            "key-name" => it.launch.key_name.clone(),
             _ => return Vec::new(),
         }]
     }

@@ -60,9 +60,7 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
         crash_point("launch.volumes-made");
     }
-    let nets = plug::up(&context, &instance.id)
-        .await
-        .map_err(|error| plug::words(&error))?;
+    let nets = plug::up(&context, &instance.id).await?;
     let config = config(&context, &instance, &disks, nets).map_err(|error| error.to_string())?;
     let (run_dir, id) = (config.run_dir.clone(), instance.id);
     match spawn::start(context.host.vmm().to_owned(), config).await {

@@ -14,10 +14,10 @@ use crate::{
     context::Context,
     db::{self, Tx},
     error::{ApiError, ApiResult, Reason},
-    firewall::{Connections, policy::Change, policy::Group},
+    firewall::{Connections, policy::Change},
     ids::Kind,
     links::{host, seen::Seen},
-    security_groups::default_group,
+    security_groups::{default_group, model::SecurityGroup},
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
@@ -96,7 +96,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
             .await?;
         let (network, group) = match made {
             Made::Earlier(network) => return Ok(network),
-            Made::New(network, id, group) => (network, (id, group)),
+            Made::New(network, group) => (network, group),
         };
         crash_point("network.row-made");
         let ipv6 = network.ipv6.is_some();
@@ -107,7 +107,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
             Ok(()) => {
                 let changes = vec![
                     Change::PutNetwork(network.id.clone(), network.policy()),
-                    Change::PutGroup(group.0, group.1),
+                    Change::PutGroup(group.id.clone(), (&group).into()),
                 ];
                 enforce::changes(&context, changes, Connections::Cut).await
             }
@@ -129,7 +129,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
 }
 
 enum Made {
-    New(Network, String, Group),
+    New(Network, SecurityGroup),
     Earlier(Network),
 }
 
@@ -159,14 +159,14 @@ fn insert(
         db::networks::clear_default(tx, &network.owner)?;
     }
     db::networks::insert(tx, &mut network)?;
-    let (id, group) = default_group::create(tx, &network)?;
+    let group = default_group::create(tx, &network)?;
     if let Some(token) = token {
         token.keep(tx, std::slice::from_ref(&network.id))?;
     }
     if dry_run {
         return Err(super::dry_run());
     }
-    Ok(Made::New(network, id, group))
+    Ok(Made::New(network, group))
 }
 
 /// Takes a network back that could not be put in force.

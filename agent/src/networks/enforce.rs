@@ -8,13 +8,15 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use rusqlite::Connection;
 use tokio::sync::RwLock;
 
 use super::{model::Interface, policy};
 use crate::{
     context::Context,
+    db::{self, DbError, DbResult},
     error::{ApiError, ApiResult, Reason},
-    firewall::{Connections, FirewallError, policy::Change},
+    firewall::{Applied, Connections, FirewallError, policy::Change},
 };
 
 /// What is in force, as far as this agent knows.
@@ -98,51 +100,64 @@ pub async fn load(context: &Context) -> ApiResult<()> {
     Ok(())
 }
 
-/// Makes changes, all or none.
+/// Makes changes, all or none, on top of the whole policy.
+pub async fn apply(
+    context: &Context,
+    changes: Vec<Change>,
+    connections: Connections,
+) -> Result<Applied, FirewallError> {
+    let enforced = &context.networks.enforced;
+    if !enforced.is_loaded() {
+        // What is committed is in it.
+        let loaded = load(context).await;
+        loaded.map_err(|error| FirewallError::Nftables(error.message().to_owned()))?;
+    }
+    let _gate = enforced.gate.read().await;
+    context.firewall.apply(changes, connections).await
+}
+
+/// [`apply`] for a call of the API.
 pub async fn changes(
     context: &Context,
     changes: Vec<Change>,
     connections: Connections,
 ) -> Result<(), Failure> {
-    let enforced = &context.networks.enforced;
-    if !enforced.is_loaded() {
-        // What is committed is in it.
-        load(context).await.map_err(Failure::NotInForce)?;
-    }
-    let _gate = enforced.gate.read().await;
-    context.firewall.apply(changes, connections).await?;
+    apply(context, changes, connections).await?;
     Ok(())
 }
 
 /// Sees to it that the firewall has these interfaces.
-pub async fn interfaces(context: &Context, interfaces: &[Interface]) -> ApiResult<()> {
+pub async fn interfaces(context: &Context, ids: &[String]) -> ApiResult<()> {
     let enforced = &context.networks.enforced;
-    let missing: Vec<&Interface> = {
+    let missing: Vec<String> = {
         let state = enforced.state();
-        let known = |it: &&Interface| state.loaded && state.interfaces.contains(&it.id);
-        interfaces.iter().filter(|it| !known(it)).collect()
+        let known = |id: &&String| state.loaded && state.interfaces.contains(*id);
+        ids.iter().filter(|id| !known(id)).cloned().collect()
     };
     if missing.is_empty() {
         return Ok(());
     }
-    let put = |it: &&Interface| Change::PutInterface(it.id.clone(), it.policy());
-    let puts = missing.iter().map(put).collect();
-    match changes(context, puts, Connections::Cut).await {
+    let _turn = context.turns.take(&missing).await;
+    let read = move |connection: &Connection| {
+        let rows = missing.iter().map(|id| db::interfaces::get(connection, id));
+        let rows: DbResult<Vec<_>> = rows.collect();
+        Ok::<_, DbError>(rows?.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let rows = context.db.read(read).await?;
+    let put = |it: &Interface| Change::PutInterface(it.id.clone(), it.policy());
+    match changes(context, rows.iter().map(put).collect(), Connections::Cut).await {
         Ok(()) => {}
         Err(Failure::InForce(error)) => tracing::warn!(%error, "new interfaces"),
         Err(failure) => return Err(failure.into()),
     }
     let mut state = enforced.state();
-    let ids = missing.iter().map(|it| it.id.clone());
-    state.interfaces.extend(ids);
+    state.interfaces.extend(rows.into_iter().map(|it| it.id));
     Ok(())
 }
 
-/// Takes interfaces out of the firewall, with the addresses and forwards to them.
+/// Takes interfaces out of the firewall, with the addresses and forwards to them. Their rows are
+/// gone, and the caller has their turn.
 pub async fn remove_interfaces(context: &Context, ids: &[String]) -> ApiResult<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
     let removals = ids.iter().cloned().map(Change::RemoveInterface).collect();
     match changes(context, removals, Connections::Cut).await {
         Ok(()) => {}

@@ -12,15 +12,12 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     instances::model::Instance,
-    security_groups::default_group,
+    security_groups::{default_group, membership},
     time::Millis,
 };
 
 /// Most interfaces of one instance, with those on taps of others.
-pub const MAX_INTERFACES: usize = 4;
-
-/// Most groups of an interface.
-pub const MAX_GROUPS: usize = 5;
+const MAX_INTERFACES: usize = 4;
 
 /// One interface that a caller asks for.
 #[derive(Clone, Debug, Default)]
@@ -126,7 +123,7 @@ impl NetworkRequest {
             let groups_field = format!("{field}.security_group_ids");
             let groups = &request.security_group_ids;
             wanted.push(WantedInterface {
-                groups: groups_in(connection, &network, groups, &groups_field)?,
+                groups: groups_in(connection, owner, &network, groups, &groups_field)?,
                 network,
                 request: request.clone(),
                 field,
@@ -144,7 +141,7 @@ impl NetworkRequest {
             None if groups.is_empty() => Ok(Wanted::default()),
             None => Err(no_default("security_group_ids")),
             Some(network) => Ok(Wanted(vec![WantedInterface {
-                groups: groups_in(connection, &network, groups, "security_group_ids")?,
+                groups: groups_in(connection, owner, &network, groups, "security_group_ids")?,
                 network,
                 request: InterfaceRequest::default(),
                 field: "max_count".to_owned(),
@@ -226,26 +223,16 @@ fn no_default(field: &str) -> ApiError {
 
 /// Checks the form of a list of groups; empty means the network's group `default`.
 fn check_groups(groups: &[String], field: &str) -> ApiResult<()> {
-    if groups.len() > MAX_GROUPS {
-        return Err(ApiError::field(
-            Reason::SecurityGroupsPerInterfaceLimitExceeded,
-            field,
-            format!("at most {MAX_GROUPS} groups"),
-        ));
+    if groups.is_empty() {
+        return Ok(());
     }
-    for (index, id) in groups.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        Kind::SecurityGroup.check(id, &field)?;
-        if groups[..index].contains(id) {
-            return Err(ApiError::invalid(field, format!("{id} is there twice")));
-        }
-    }
-    Ok(())
+    membership::check_list(groups, field).map(drop)
 }
 
-/// Checks that groups are of this network.
+/// The groups of an interface of this owner in a network.
 fn groups_in(
     connection: &Connection,
+    owner: &str,
     network: &Network,
     groups: &[String],
     field: &str,
@@ -254,18 +241,8 @@ fn groups_in(
         let group = default_group::of_network(connection, &network.id)?;
         return Ok(group.into_iter().collect());
     }
-    for (index, id) in groups.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        match default_group::network_of(connection, id)? {
-            Some(its) if its == network.id => {}
-            Some(_) => {
-                return Err(ApiError::invalid(
-                    field,
-                    format!("{id} is a group of another network than {}", network.id),
-                ));
-            }
-            None => return Err(Kind::SecurityGroup.missing(id, &field)),
-        }
-    }
-    Ok(groups.to_vec())
+    let mut groups = membership::check_list(groups, field)?;
+    membership::check(connection, owner, &network.id, &groups, field)?;
+    groups.sort();
+    Ok(groups)
 }

@@ -1,8 +1,7 @@
-//! Names of networks, DNS domains, and the names that instances are found by.
+//! Names of networks, and the domains that their instances are found in.
 
 use rusqlite::Connection;
 
-use super::model::{Interface, Network};
 use crate::{
     db,
     error::{ApiError, ApiResult, Reason},
@@ -84,27 +83,13 @@ pub fn domain(text: &str, field: &str) -> ApiResult<String> {
 }
 
 /// Whether it can be one part of a host's name (RFC 1123, section 2.1).
-pub fn is_label(text: &str) -> bool {
+fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
-}
-
-/// The names that an interface is found by; `name` is its instance's tag `Name`. Two instances
-/// may have the same tag, and are both found by it.
-pub fn of_interface(interface: &Interface, network: &Network, name: &str) -> Vec<String> {
-    let octets = interface.ipv4.octets();
-    let by_address = format!("ip-{}-{}-{}-{}", octets[0], octets[1], octets[2], octets[3]);
-    let tag = name.to_ascii_lowercase();
-    let labels = [by_address, interface.instance_id.clone(), tag];
-    labels
-        .into_iter()
-        .filter(|label| is_label(label))
-        .map(|label| format!("{label}.{}", network.dns_domain))
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-//! The taps of an instance, from its start to its end.
+//! The taps of an instance and the services on them, from its start to its end.
+
+use std::{collections::HashMap, sync::Arc};
 
 use hearth_images::crash_point;
 use hearth_vmm::config::NetConfig;
@@ -10,51 +12,122 @@ use super::{
 };
 use crate::{
     context::Context,
-    db::{self, DbError},
-    error::{ApiError, ApiResult},
-    links::tap,
+    db::{self, DbError, DbResult},
+    error::{ApiResult, full_cause},
+    links::{LinkResult, seen::Seen, tap},
+    tap_services::{TapConfig, TapIpv6, TapServices},
 };
 
 /// An interface and its network.
 pub type Plugged = (Interface, Network);
 
+/// The services that run, by the ids of interfaces. Whoever changes links of ours holds it.
+pub type Running = HashMap<String, TapServices>;
+
 /// The interfaces of an instance, in the order of their devices.
-pub async fn of_instance(context: &Context, instance_id: &str) -> ApiResult<Vec<Plugged>> {
+pub fn read(connection: &Connection, instance_id: &str) -> DbResult<Vec<Plugged>> {
+    with_networks(
+        connection,
+        db::interfaces::of_instance(connection, instance_id)?,
+    )
+}
+
+/// The interfaces whose instances have a guest, or are about to.
+pub fn read_active(connection: &Connection) -> DbResult<Vec<Plugged>> {
+    with_networks(connection, db::interfaces::active(connection)?)
+}
+
+fn with_networks(connection: &Connection, interfaces: Vec<Interface>) -> DbResult<Vec<Plugged>> {
+    let mut networks: HashMap<String, Network> = HashMap::new();
+    let mut plugged = Vec::with_capacity(interfaces.len());
+    for interface in interfaces {
+        let id = &interface.network_id;
+        let network = match networks.get(id) {
+            Some(network) => network.clone(),
+            None => {
+                let network = db::networks::get(connection, id)?;
+                network.ok_or_else(|| DbError::Malformed(format!("no network {id}")))?
+            }
+        };
+        networks.insert(id.clone(), network.clone());
+        plugged.push((interface, network));
+    }
+    Ok(plugged)
+}
+
+async fn of_instance(context: &Context, instance_id: &str) -> DbResult<Vec<Plugged>> {
     let id = instance_id.to_owned();
     context.db.read(move |c| read(c, &id)).await
 }
 
-/// The same from the database.
-pub fn read(connection: &Connection, instance_id: &str) -> ApiResult<Vec<Plugged>> {
-    let interfaces = db::interfaces::of_instance(connection, instance_id)?.into_iter();
-    let with_network = |it: Interface| {
-        let network = super::get(connection, &it.network_id, "network_id")?;
-        Ok((it, network))
-    };
-    interfaces.map(with_network).collect()
-}
-
-/// Makes the taps of an instance, after the firewall knows of them. What is there already stays,
-/// and is repaired. Gives what the VMM is told.
-pub async fn up(context: &Context, instance_id: &str) -> ApiResult<Vec<NetConfig>> {
-    let plugged = of_instance(context, instance_id).await?;
+/// Makes the taps of an instance, after the firewall knows of them, and starts their services.
+/// What is there already stays, and is repaired. Gives what the VMM is told; the error is words
+/// for people.
+pub async fn up(context: &Arc<Context>, instance_id: &str) -> Result<Vec<NetConfig>, String> {
+    let plugged = of_instance(context, instance_id).await;
+    let plugged = plugged.map_err(|error| full_cause(&error))?;
     if plugged.is_empty() {
         return Ok(Vec::new());
     }
-    let interfaces: Vec<Interface> = plugged.iter().map(|(it, _)| it.clone()).collect();
-    enforce::interfaces(context, &interfaces).await?;
+    let ids: Vec<String> = plugged.iter().map(|(it, _)| it.id.clone()).collect();
+    let enforced = enforce::interfaces(context, &ids).await;
+    enforced.map_err(|error| error.message().to_owned())?;
     crash_point("launch.interfaces-in-force");
-    let _links = context.networks.links.lock().await;
+    let mut running = context.networks.links.lock().await;
     for (interface, network) in &plugged {
-        let spec = interface.tap_spec(network);
-        let ensured = tap::ensure(&spec, None).await;
-        let ensured = ensured.map_err(|error| super::link_failed(&error))?;
-        if !ensured.repaired.is_empty() {
-            let what = ensured.repaired.join(", ");
-            tracing::warn!(tap = spec.name, instance = instance_id, what, "repaired");
-        }
+        let ensured = ensure(context, &mut running, interface, network, None).await;
+        ensured.map_err(|error| error.to_string())?;
     }
+    crash_point("launch.services-started");
     Ok(plugged.iter().map(net_config).collect())
+}
+
+/// Makes one tap what it shall be, with its services. See [`tap::ensure`] for `seen`.
+pub async fn ensure(
+    context: &Context,
+    running: &mut Running,
+    interface: &Interface,
+    network: &Network,
+    seen: Option<&Seen>,
+) -> LinkResult<()> {
+    let spec = interface.tap_spec(network);
+    let ensured = tap::ensure(&spec, seen).await?;
+    if !ensured.repaired.is_empty() {
+        let what = ensured.repaired.join(", ");
+        let instance = &interface.instance_id;
+        tracing::warn!(tap = spec.name, instance, what, "a tap was repaired");
+    }
+    // Sockets are bound to a tap, not to its name.
+    if ensured.made
+        && let Some(services) = running.remove(&interface.id)
+    {
+        services.stop().await;
+    }
+    if !running.contains_key(&interface.id) {
+        let services = TapServices::start(config(interface, network), &context.tap_services);
+        running.insert(interface.id.clone(), services);
+    }
+    Ok(())
+}
+
+fn config(interface: &Interface, network: &Network) -> TapConfig {
+    let ipv6 = interface.ipv6.zip(network.ipv6);
+    let ipv6 = ipv6.zip(network.gateway_ipv6());
+    TapConfig {
+        interface_id: interface.id.clone(),
+        tap: interface.tap.clone(),
+        mac: interface.mac.0,
+        // At most 9001.
+        mtu: network.mtu as u16,
+        ipv4: interface.ipv4,
+        ipv4_range: network.ipv4,
+        ipv4_gateway: network.gateway_ipv4(),
+        ipv6: ipv6.map(|((address, range), gateway)| TapIpv6 {
+            address,
+            range,
+            gateway,
+        }),
+    }
 }
 
 fn net_config((interface, network): &Plugged) -> NetConfig {
@@ -62,7 +135,6 @@ fn net_config((interface, network): &Plugged) -> NetConfig {
         tap: interface.tap.clone(),
         mac: interface.mac.to_string(),
         queue_pairs: 0,
-        // At most 9001.
         mtu: Some(network.mtu as u16),
     }
 }
@@ -70,50 +142,56 @@ fn net_config((interface, network): &Plugged) -> NetConfig {
 /// Removes the taps of an instance that has no VMM. What fails here is tried again by
 /// reconciliation.
 pub async fn down(context: &Context, instance_id: &str) {
-    if let Err(error) = try_down(context, instance_id).await {
-        tracing::warn!(instance = instance_id, %error, "removing its taps");
+    let plugged = match of_instance(context, instance_id).await {
+        Ok(plugged) => plugged,
+        Err(error) => {
+            tracing::warn!(instance = instance_id, %error, "its taps stay for now");
+            return;
+        }
+    };
+    if plugged.is_empty() {
+        return;
     }
+    let mut running = context.networks.links.lock().await;
+    for (interface, _) in plugged {
+        if let Some(services) = running.remove(&interface.id) {
+            services.stop().await;
+        }
+        if let Err(error) = tap::remove(&[interface.tap]).await {
+            tracing::warn!(instance = instance_id, %error, "removing its tap");
+        }
+    }
+    crash_point("instance.taps-removed");
 }
 
-async fn try_down(context: &Context, instance_id: &str) -> ApiResult<()> {
+/// Forgets the interfaces of an instance that ends: their addresses are free again.
+pub async fn forget(context: &Context, instance_id: &str) -> DbResult<()> {
+    // An instance keeps its interfaces for as long as it lives.
     let plugged = of_instance(context, instance_id).await?;
     if plugged.is_empty() {
         return Ok(());
     }
-    let taps: Vec<String> = plugged.into_iter().map(|(it, _)| it.tap).collect();
-    let _links = context.networks.links.lock().await;
-    let removed = tap::remove(&taps).await;
-    removed.map_err(|error| super::link_failed(&error))?;
-    crash_point("instance.taps-removed");
-    Ok(())
-}
-
-/// Forgets the interfaces of an instance that ends: their addresses are free again.
-pub async fn forget(context: &Context, instance_id: &str) -> Result<(), DbError> {
+    let ids: Vec<String> = plugged.into_iter().map(|(it, _)| it.id).collect();
+    let _turn = context.turns.take(&ids).await;
     let id = instance_id.to_owned();
-    let interfaces = context
+    context
         .db
         .write(move |tx| {
-            let interfaces = db::interfaces::of_instance(tx, &id)?;
-            for interface in &interfaces {
-                db::interfaces::remove(tx, interface)?;
+            for interface in db::interfaces::of_instance(tx, &id)? {
+                db::interfaces::remove(tx, &interface)?;
             }
-            Ok::<_, DbError>(interfaces)
+            Ok::<_, DbError>(())
         })
         .await?;
-    if interfaces.is_empty() {
-        return Ok(());
-    }
     crash_point("terminate.interfaces-forgotten");
-    let ids: Vec<String> = interfaces.into_iter().map(|it| it.id).collect();
-    // Without a row nothing is reachable by it, whatever the firewall still has.
-    if let Err(error) = enforce::remove_interfaces(context, &ids).await {
-        tracing::warn!(instance = instance_id, %error, "its rules stay for now");
+    if let Err(error) = withdraw(context, &ids).await {
+        tracing::warn!(instance = instance_id, %error, "what it was reached by stays for now");
     }
     Ok(())
 }
 
-/// For messages of a start that failed.
-pub fn words(error: &ApiError) -> String {
-    error.message().to_owned()
+/// No rule and no public address leads to what is gone.
+async fn withdraw(context: &Context, ids: &[String]) -> ApiResult<()> {
+    enforce::remove_interfaces(context, ids).await?;
+    super::addresses::settle(context).await
 }

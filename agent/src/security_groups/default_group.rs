@@ -1,123 +1,63 @@
 //! The group `default`, which every network has: its members reach each other, and anybody.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
-};
-
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension};
 
+use super::{
+    DEFAULT,
+    model::{Direction, Peer, Permission, Rule, SecurityGroup, Traffic},
+};
 use crate::{
-    db::{DbError, DbResult, Tx},
+    db::{self, DbResult, Tx},
     error::ApiResult,
-    firewall::policy::{Direction, Group, Match, Peer, Rule},
     ids::Kind,
     networks::model::Network,
 };
 
-/// Its name.
-pub const NAME: &str = "default";
-
 const DESCRIPTION: &str = "default group of the network";
 
-/// Makes the group of a new network; gives its id and what the firewall is to know of it.
-pub fn create(tx: &mut Tx<'_>, network: &Network) -> ApiResult<(String, Group)> {
+/// Makes the group of a new network.
+pub fn create(tx: &mut Tx<'_>, network: &Network) -> ApiResult<SecurityGroup> {
     let id = Kind::SecurityGroup.new_id()?;
-    tx.prepare_cached(
-        "INSERT INTO security_groups (id, owner, network_id, name, description, create_time, tags,
-            client_token)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, '[]', '')",
-    )?
-    .execute(params![
-        id,
-        network.owner,
-        network.id,
-        NAME,
-        DESCRIPTION,
-        network.create_time.0
-    ])?;
-    let mut group = Group {
-        network: network.id.clone(),
-        ..Group::default()
-    };
-    let everywhere_ipv4 = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
-    let everywhere_ipv6 = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0);
-    for (direction, peer) in [
-        (Direction::Ingress, Peer::Group(id.clone())),
-        (Direction::Egress, Peer::Block(everywhere_ipv4.into())),
-        (Direction::Egress, Peer::Block(everywhere_ipv6.into())),
-    ] {
-        let rule = Kind::SecurityGroupRule.new_id()?;
-        let (word, kind, text) = match (direction, &peer) {
-            (Direction::Ingress, Peer::Group(id)) => ("ingress", "group", id.clone()),
-            (_, Peer::Block(IpNet::V4(block))) => ("egress", "cidr", block.to_string()),
-            (_, Peer::Block(IpNet::V6(block))) => ("egress", "cidr", block.to_string()),
-            _ => unreachable!("the list above"),
-        };
-        tx.prepare_cached(
-            "INSERT INTO security_group_rules (id, group_id, direction, protocol, from_port,
-                to_port, peer_kind, peer, description)
-             VALUES (?1, ?2, ?3, NULL, NULL, NULL, ?4, ?5, '')",
-        )?
-        .execute(params![rule, id, word, kind, text])?;
-        group.rules.insert(
-            rule,
-            Rule {
-                direction,
-                matches: Match::All,
+    let everywhere: [IpNet; 2] = [Ipv4Net::default().into(), Ipv6Net::default().into()];
+    let [ipv4, ipv6] = everywhere.map(|block| (Direction::Egress, Peer::Block(block)));
+    let rule = |(direction, peer)| {
+        Ok(Rule {
+            seq: 0,
+            id: Kind::SecurityGroupRule.new_id()?,
+            group_id: id.clone(),
+            owner: network.owner.clone(),
+            direction,
+            permission: Permission {
+                traffic: Traffic::All,
                 peer,
             },
-        );
-    }
-    Ok((id, group))
+            description: String::new(),
+        })
+    };
+    let members = (Direction::Ingress, Peer::Group(id.clone()));
+    let rules = [members, ipv4, ipv6].into_iter().map(rule);
+    let mut group = SecurityGroup {
+        seq: 0,
+        owner: network.owner.clone(),
+        network_id: network.id.clone(),
+        name: DEFAULT.to_owned(),
+        description: DESCRIPTION.to_owned(),
+        create_time: network.create_time,
+        tags: Vec::new(),
+        client_token: String::new(),
+        rules: rules.collect::<ApiResult<_>>()?,
+        id: id.clone(),
+    };
+    db::security_groups::insert(tx, &mut group)?;
+    Ok(group)
 }
 
 /// The id of a network's group `default`.
 pub fn of_network(connection: &Connection, network_id: &str) -> DbResult<Option<String>> {
     Ok(connection
         .prepare_cached("SELECT id FROM security_groups WHERE network_id = ?1 AND name = ?2")?
-        .query_row([network_id, NAME], |row| row.get(0))
-        .optional()?)
-}
-
-/// The groups `default` of all networks, as they were made.
-pub fn all(connection: &Connection) -> DbResult<BTreeMap<String, Group>> {
-    let mut groups = BTreeMap::new();
-    let mut select = connection.prepare_cached(
-        "SELECT g.id, g.network_id, r.id, r.direction, r.peer_kind, r.peer
-         FROM security_groups AS g JOIN security_group_rules AS r ON r.group_id = g.id
-         WHERE g.name = ?1 AND r.protocol IS NULL",
-    )?;
-    let mut rows = select.query([NAME])?;
-    while let Some(row) = rows.next()? {
-        let (direction, kind, peer): (String, String, String) =
-            (row.get(3)?, row.get(4)?, row.get(5)?);
-        let group: &mut Group = groups.entry(row.get(0)?).or_default();
-        group.network = row.get(1)?;
-        let peer = match kind.as_str() {
-            "cidr" => Peer::Block(peer.parse().map_err(|_| DbError::Malformed(peer))?),
-            _ => Peer::Group(peer),
-        };
-        let direction = match direction.as_str() {
-            "ingress" => Direction::Ingress,
-            _ => Direction::Egress,
-        };
-        let rule = Rule {
-            direction,
-            matches: Match::All,
-            peer,
-        };
-        group.rules.insert(row.get(2)?, rule);
-    }
-    Ok(groups)
-}
-
-/// The network of any group.
-pub fn network_of(connection: &Connection, id: &str) -> DbResult<Option<String>> {
-    Ok(connection
-        .prepare_cached("SELECT network_id FROM security_groups WHERE id = ?1")?
-        .query_row([id], |row| row.get(0))
+        .query_row([network_id, DEFAULT], |row| row.get(0))
         .optional()?)
 }
 
