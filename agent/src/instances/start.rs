@@ -99,6 +99,7 @@ fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult
             .get(&instance.instance_type)
             .map_or_else(MachineLimits::default, InstanceType::disk_limits),
         nets: interfaces::configs(instance),
+        net_limits: Default::default(),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })

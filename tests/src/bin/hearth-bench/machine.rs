@@ -77,6 +77,7 @@ impl Machine {
             disks: disk.into_iter().collect(),
             disk_limits: Default::default(),
             nets: Vec::new(),
+            net_limits: Default::default(),
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,
         };

@@ -24,9 +24,8 @@ impl Pacer {
 
     /// Holds all disks of a machine together to `limits`.
     pub fn for_machine(limits: &MachineLimits, now: Nanos) -> Self {
-        let measure = |rate: Option<u64>| {
-            Measure::new(rate.map(Limit::steady), &Measure::default(), now)
-        };
+        let measure =
+            |rate: Option<u64>| Measure::new(rate.map(Limit::steady), &Measure::default(), now);
         Self {
             operations: measure(limits.operations_per_second),
             bytes: measure(limits.bytes_per_second),
