@@ -11,10 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use hearth_tests::programs;
+use hearth_tests::{Netns, programs};
 use hearth_vmm::{
     config::{
-        BootConfig, BootProtocol, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig, run_files,
+        BootConfig, BootProtocol, DiskConfig, NetConfig, PROTOCOL_VERSION, PlatformChoice,
+        VmConfig, run_files,
     },
     control::Request,
 };
@@ -33,6 +34,41 @@ const SOON: Duration = Duration::from_secs(30);
 pub struct Throttling {
     pub iops: u64,
     pub bytes: u64,
+}
+
+/// A network card of a machine.
+#[derive(Clone, Copy)]
+pub struct Nic<'a> {
+    /// Where the machine runs.
+    pub netns: &'a Netns,
+    /// A tap in there.
+    pub tap: &'a str,
+    pub mac: &'a str,
+}
+
+impl Nic<'_> {
+    /// What QEMU is told; its driver has a queue in each direction, as ours for one vCPU.
+    pub fn qemu_arguments(&self) -> Vec<String> {
+        let (tap, mac) = (self.tap, self.mac);
+        vec![
+            "-global".to_owned(),
+            "virtio-mmio.force-legacy=false".to_owned(),
+            "-netdev".to_owned(),
+            format!("tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"),
+            "-device".to_owned(),
+            format!("virtio-net-device,netdev=n,mac={mac}"),
+        ]
+    }
+
+    /// What our VMM is told.
+    pub fn config(&self) -> NetConfig {
+        NetConfig {
+            tap: self.tap.to_owned(),
+            mac: self.mac.to_owned(),
+            queue_pairs: 0,
+            mtu: None,
+        }
+    }
 }
 
 /// A running probe; it ends with this value.
@@ -55,6 +91,20 @@ impl Drop for Process {
 impl Machine {
     /// Ours, with its files in `run_dir`, and perhaps a volume of the store in this folder.
     pub fn hearth(kernel: &Path, run_dir: &Path, volume: Option<(&Path, &str)>) -> Result<Self> {
+        Self::hearth_with(kernel, run_dir, volume, None)
+    }
+
+    /// Ours with a network card.
+    pub fn hearth_on(kernel: &Path, run_dir: &Path, nic: Nic<'_>) -> Result<Self> {
+        Self::hearth_with(kernel, run_dir, None, Some(nic))
+    }
+
+    fn hearth_with(
+        kernel: &Path,
+        run_dir: &Path,
+        volume: Option<(&Path, &str)>,
+        nic: Option<Nic<'_>>,
+    ) -> Result<Self> {
         let disk = volume.map(|(store, volume)| DiskConfig {
             serial: "bench".to_owned(),
             store: store.to_owned(),
@@ -76,14 +126,18 @@ impl Machine {
             },
             disks: disk.into_iter().collect(),
             disk_limits: Default::default(),
-            nets: Vec::new(),
+            nets: nic.iter().map(Nic::config).collect(),
             net_limits: Default::default(),
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,
         };
         let path = run_dir.join("config.json");
         fs::write(&path, serde_json::to_vec(&config)?)?;
-        let mut command = Command::new(programs::built("hearth-vmm")?);
+        let program = programs::built("hearth-vmm")?;
+        let mut command = match nic {
+            Some(nic) => nic.netns.command(program),
+            None => Command::new(program),
+        };
         command.arg("--config").arg(path).stdin(Stdio::null());
         let log = File::create(run_dir.join("log"))?;
         let process = Process(command.stdout(log.try_clone()?).stderr(log).spawn()?);
@@ -115,7 +169,24 @@ impl Machine {
         disk: Option<&Path>,
         throttling: Option<Throttling>,
     ) -> Result<Self> {
-        let mut command = Command::new("qemu-system-x86_64");
+        Self::qemu_with(kernel, disk, throttling, None)
+    }
+
+    /// QEMU's `microvm` with a network card.
+    pub fn qemu_on(kernel: &Path, nic: Nic<'_>) -> Result<Self> {
+        Self::qemu_with(kernel, None, None, Some(nic))
+    }
+
+    fn qemu_with(
+        kernel: &Path,
+        disk: Option<&Path>,
+        throttling: Option<Throttling>,
+        nic: Option<Nic<'_>>,
+    ) -> Result<Self> {
+        let mut command = match nic {
+            Some(nic) => nic.netns.command("qemu-system-x86_64"),
+            None => Command::new("qemu-system-x86_64"),
+        };
         command
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,ioapic2=off"])
             .args(["-accel", "kvm", "-cpu", QEMU_CPU, "-smp", "1", "-m"])
@@ -137,6 +208,9 @@ impl Machine {
                     disk.display()
                 ))
                 .args(["-device", "virtio-blk-device,drive=d"]);
+        }
+        if let Some(nic) = nic {
+            command.args(nic.qemu_arguments());
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process(command.spawn().context("qemu-system-x86_64")?);
