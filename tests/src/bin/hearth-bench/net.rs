@@ -1,5 +1,7 @@
-//! The probe on a tap: our VMM beside QEMU's virtio-net, which has no vhost here either. Both are up
+//! A probe, and Linux, on a tap: our VMM beside QEMU's virtio-net, which gets no vhost. Both are up
 //! at the same time in a network namespace of the bench's own, and take turns.
+
+mod linux;
 
 use std::{
     io::{Read, Write},
@@ -86,8 +88,24 @@ pub async fn measure(bench: &Bench) -> Result<Vec<Section>> {
             median(&their_figures),
         ));
     }
+    drop((ours, qemu));
     let title = format!("Network of a probe, medians of {ROUNDS}");
-    Ok(vec![Section::new(title, rows)])
+    let linux = linux::measure(bench, &netns)?;
+    Ok(vec![Section::new(title, rows), linux])
+}
+
+fn mac(number: u8) -> String {
+    format!("02:00:00:00:00:{number:02x}")
+}
+
+/// The host's end of a link.
+fn make_tap(netns: &Netns, number: u8) -> Result<()> {
+    netns.tap(&format!("tap{number}"), &format!("10.9.{number}.1/24"))?;
+    // A guest that only counts answers no ARP.
+    let guest_mac = mac(number);
+    let neighbour = format!("10.9.{number}.2 lladdr {guest_mac} dev tap{number}");
+    netns.ip(&format!("neigh replace {neighbour} nud permanent"))?;
+    Ok(())
 }
 
 impl<'a> Side<'a> {
@@ -98,12 +116,8 @@ impl<'a> Side<'a> {
         start: impl FnOnce(Nic<'_>) -> Result<Machine>,
     ) -> Result<Self> {
         let tap = format!("tap{number}");
-        let guest_mac = format!("02:00:00:00:00:{number:02x}");
-        netns.tap(&tap, &format!("10.9.{number}.1/24"))?;
-        // A guest that only counts answers no ARP.
-        netns.ip(&format!(
-            "neigh replace 10.9.{number}.2 lladdr {guest_mac} dev {tap} nud permanent"
-        ))?;
+        let guest_mac = mac(number);
+        make_tap(netns, number)?;
         let link = netns.ip(&format!("link show {tap}"))?;
         let host_mac = link
             .split_whitespace()
@@ -149,8 +163,8 @@ impl<'a> Side<'a> {
         let peer = thread::spawn(move || -> Result<()> {
             let (stream, _) = listener.accept()?;
             match sends {
-                true => drain(stream),
-                false => pour(stream),
+                true => drain(stream).map(drop),
+                false => pour(stream, STREAM_BYTES),
             }
         });
         let command =
@@ -252,17 +266,24 @@ fn rate(count: u64, answer: &Value) -> Result<f64> {
     Ok(count as f64 * 1e6 / ns)
 }
 
-fn drain(mut stream: TcpStream) -> Result<()> {
+/// Reads to the end; gives how many bytes there were.
+fn drain(mut stream: TcpStream) -> Result<u64> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = vec![0; 1 << 20];
-    while stream.read(&mut buffer)? > 0 {}
-    Ok(())
+    let mut bytes = 0;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            count => bytes += count as u64,
+        }
+    }
 }
 
-fn pour(mut stream: TcpStream) -> Result<()> {
+/// Writes so many bytes, a number of MiB.
+fn pour(mut stream: TcpStream, bytes: u64) -> Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let buffer = vec![7; 1 << 20];
-    for _ in 0..STREAM_BYTES >> 20 {
+    for _ in 0..bytes >> 20 {
         stream.write_all(&buffer)?;
     }
     Ok(())

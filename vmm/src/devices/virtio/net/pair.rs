@@ -25,6 +25,10 @@ use crate::devices::virtio::queue::{ActiveQueue, QueueError};
 use crate::devices::virtio::spin::Spin;
 use crate::devices::virtio::worker::PanicGuard;
 
+/// To wait for the time of each frame of a fast link would cost more than to let a few pass at once:
+/// a sleep is not shorter than this, and the clock lets them make up for it.
+const SHORTEST_WAIT: Nanos = 50_000;
+
 /// Whether the driver finds the link up. Shared by the device and its threads.
 #[derive(Debug)]
 pub(super) struct Link(AtomicBool);
@@ -236,19 +240,16 @@ impl<'m> Service<'m> {
             watch,
             spin,
         } = self;
-        let come = |until: Nanos| shared.throttle.now() >= until;
         spin.look(|| {
             let send = match *sending {
                 Direction::WaitsForDriver => transmitter.queue.has_available(&shared.memory)?,
                 Direction::WaitsForTap => watch.tap_is_ready(false, true)?,
-                Direction::WaitsUntil(until) => come(until),
-                Direction::Busy | Direction::Over => false,
+                Direction::Busy | Direction::WaitsUntil(_) | Direction::Over => false,
             };
             let receive = match *receiving {
                 Direction::WaitsForDriver => receiver.queue.has_available(&shared.memory)?,
                 Direction::WaitsForTap => watch.tap_is_ready(true, false)?,
-                Direction::WaitsUntil(until) => come(until),
-                Direction::Busy | Direction::Over => false,
+                Direction::Busy | Direction::WaitsUntil(_) | Direction::Over => false,
             };
             if send {
                 *sending = Direction::Busy;
@@ -316,7 +317,7 @@ impl<'m> Service<'m> {
             .filter_map(waits)
             .min()?;
         let left = until.saturating_sub(self.shared.throttle.now());
-        Some(Duration::from_nanos(left.max(0).unsigned_abs()))
+        Some(Duration::from_nanos(left.max(SHORTEST_WAIT).unsigned_abs()))
     }
 
     /// The link goes down; the guest's frames are dropped from now on.
