@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host, instance_types::Catalogue,
-    shutdown::Shutdown, volumes::classes::Classes,
+    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
+    instance_types::Catalogue, shutdown::Shutdown, volumes::classes::Classes,
 };
 
 /// One per daemon.
