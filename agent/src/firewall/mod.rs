@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+pub mod explain;
 pub mod policy;
 
 use policy::{Change, Policy};
