@@ -16,6 +16,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The program that runs one guest.
     pub vmm: PathBuf,
+    /// The region that instances are told they are in; unset, the host's name.
+    pub region: Option<String>,
 }
 
 /// Why settings can't be used.
@@ -58,6 +60,7 @@ impl Settings {
             state_dir: absolute(self.state_dir)?,
             socket: absolute(self.socket)?,
             vmm: absolute(self.vmm)?,
+            region: self.region,
         };
         fits("the socket's path", &settings.socket, MAX_SOCKET_PATH)?;
         Ok(settings)
@@ -103,6 +106,11 @@ impl Settings {
         self.state_dir.join("volume-classes.json")
     }
 
+    /// Signs the tokens of the metadata service.
+    pub(crate) fn metadata_key(&self) -> PathBuf {
+        self.state_dir.join("metadata.key")
+    }
+
     /// Instance types that the operator adds.
     pub(crate) fn operator_types(&self) -> PathBuf {
         self.state_dir.join("instance-types.json")
@@ -131,6 +139,7 @@ mod tests {
             state_dir: "state".into(),
             socket: socket.into(),
             vmm: "hearth-vmm".into(),
+            region: None,
         }
     }
 

@@ -141,6 +141,8 @@ reasons! {
     KeyPairDuplicate = "InvalidKeyPair.Duplicate", AlreadyExists;
     /// Not a public key.
     KeyFormat = "InvalidKey.Format", InvalidArgument;
+    /// The guest did not take the connection.
+    ConnectionFailed = "ConnectionFailed", Unavailable;
     /// The instance's state does not allow it.
     IncorrectInstanceState = "IncorrectInstanceState", FailedPrecondition;
     /// The volume's or the snapshot's state does not allow it.

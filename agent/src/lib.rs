@@ -8,6 +8,8 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
+//! - `keys`: SSH key pairs.
 //! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
 //! - `turns`: the order in which the firewall learns what was committed.
@@ -32,11 +34,13 @@ mod db;
 mod error;
 mod events;
 mod firewall;
+mod forward_port;
 mod host;
 mod ids;
 mod images;
 mod instance_types;
 mod instances;
+mod keys;
 mod merging;
 mod query;
 mod reconcile;
@@ -45,6 +49,7 @@ mod sharing;
 mod shutdown;
 mod snapshots;
 mod tags;
+mod tap_services;
 mod time;
 mod tokens;
 mod transfer;

@@ -19,7 +19,7 @@ use std::{
 use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer,
+    instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
     security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
@@ -32,7 +32,7 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi,
+        events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
         security_groups::SecurityGroupApi, snapshots::SnapshotApi, store::StoreApi,
         volumes::VolumeApi,
     },
@@ -45,7 +45,7 @@ use crate::{
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown,
+    merging, reconcile, shutdown, tap_services,
     turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
@@ -99,6 +99,9 @@ pub enum ServerError {
     /// Undoing what was cut off.
     #[error("{0}")]
     Reconcile(String),
+    /// What the services on taps share.
+    #[error(transparent)]
+    TapServices(#[from] tap_services::SharedError),
     /// The server itself.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -199,6 +202,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
     })?;
     Ok(Arc::new(Context {
         store: Store::open(settings.store())?,
+        tap_services: tap_services::Shared::open(&settings, db.clone())?,
         db,
         host: Host::new(&settings.vmm),
         types,
@@ -237,6 +241,9 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
+        context: context.clone(),
+    });
     let store_api = StoreServiceServer::new(StoreApi {
         context: context.clone(),
     });
@@ -256,6 +263,9 @@ async fn router(
         .set_serving::<SnapshotServiceServer<SnapshotApi>>()
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
+    health
+        .set_serving::<KeyPairServiceServer<KeyPairApi>>()
+        .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
     health
@@ -272,6 +282,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
         .add_service(security_group_api)
@@ -340,6 +351,7 @@ mod tests {
             state_dir: dir.join("state"),
             socket: dir.join("run/hearthd.sock"),
             vmm: dir.join("hearth-vmm"),
+            region: None,
         }
     }
 

@@ -143,8 +143,8 @@ pub fn instance(view: InstanceView) -> v1::Instance {
             })
             .collect(),
         network_interfaces: Vec::new(),
-        key_name: String::new(),
-        metadata_options: None,
+        key_name: instance.launch.key_name,
+        metadata_options: Some((&instance.metadata_options).into()),
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
+use super::{convert, forward_port};
 use crate::{
     accounts::{Account, Named},
     blocking::carried_through,
@@ -88,6 +88,8 @@ impl InstanceApi {
                     mac: interface.mac_address,
                 })
                 .collect(),
+            key_name: request.key_name,
+            metadata_options: request.metadata_options.unwrap_or_default(),
         })
     }
 }
@@ -322,13 +324,15 @@ impl InstanceService for InstanceApi {
         Err(Status::unimplemented("being built"))
     }
 
-    type ForwardPortStream = ReceiverStream<Result<v1::ForwardPortOutput, Status>>;
+    type ForwardPortStream = forward_port::Answers;
 
     async fn forward_port(
         &self,
-        _request: Request<Streaming<v1::ForwardPortInput>>,
+        request: Request<Streaming<v1::ForwardPortInput>>,
     ) -> Result<Response<Self::ForwardPortStream>, Status> {
-        Err(Status::unimplemented("being built"))
+        Ok(Response::new(
+            forward_port::forward_port(&self.context, request).await?,
+        ))
     }
 
     async fn describe_instance_types(

@@ -41,6 +41,11 @@ struct Arguments {
     /// The program that runs one micro-VM [default: hearth-vmm beside hearthd]
     #[arg(long, env = "HEARTH_VMM", value_name = "PATH")]
     vmm: Option<PathBuf>,
+
+    /// The region that instances are told they are in, such as `rack-7`; the availability zone
+    /// is the same with an `a` behind it [default: the host's name]
+    #[arg(long, env = "HEARTH_REGION", value_name = "NAME")]
+    region: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +87,7 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         state_dir: arguments.state_dir,
         socket: arguments.socket,
         vmm,
+        region: arguments.region,
     };
     // These errors tell their causes themselves.
     let settings = settings

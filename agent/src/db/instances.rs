@@ -6,9 +6,11 @@ use super::{DbResult, Tx, from_json, signed, strings, to_json, unsigned};
 use crate::{
     events::NewEvent,
     instances::{
-        model::{Instance, StateReason},
+        metadata_options::MetadataOptions,
+        model::{Instance, Launch, StateReason},
         state::InstanceState,
     },
+    tap_services::names,
     time::Millis,
 };
 
@@ -16,7 +18,8 @@ use crate::{
 const SELECT: &str = "SELECT seq, id, owner, image_id, instance_type, state, reason_code,
     reason_message, vcpus, memory_bytes, kernel, initrd, kernel_args, user_data, tags,
     client_token, root_device, launch_time, launched, operation, vmm_pid, ended,
-    boot_protocol, interfaces FROM instances";
+    boot_protocol, interfaces, reservation_id, launch_index, key_name, public_key,
+    metadata_options FROM instances";
 
 /// Type of the events about states.
 pub const STATE_EVENT: &str = "instance.state";
@@ -27,11 +30,13 @@ pub fn insert(tx: &mut Tx<'_>, instance: &mut Instance) -> DbResult<()> {
         "INSERT INTO instances (id, owner, image_id, instance_type, state, reason_code,
             reason_message, vcpus, memory_bytes, kernel, initrd, kernel_args, user_data, tags,
             client_token, root_device, launch_time, launched, operation, vmm_pid, ended,
-            boot_protocol, interfaces)
+            boot_protocol, interfaces, reservation_id, launch_index, key_name, public_key,
+            metadata_options, dns_label)
          VALUES (:id, :owner, :image_id, :instance_type, :state, :reason_code, :reason_message,
             :vcpus, :memory_bytes, :kernel, :initrd, :kernel_args, :user_data, :tags,
             :client_token, :root_device, :launch_time, :launched, :operation, :vmm_pid, :ended,
-            :boot_protocol, :interfaces)",
+            :boot_protocol, :interfaces, :reservation_id, :launch_index, :key_name, :public_key,
+            :metadata_options, :dns_label)",
     )?
     .execute(named_params! {
         ":id": instance.id,
@@ -57,6 +62,12 @@ pub fn insert(tx: &mut Tx<'_>, instance: &mut Instance) -> DbResult<()> {
         ":ended": instance.ended.map(|time| time.0),
         ":boot_protocol": instance.boot_protocol,
         ":interfaces": to_json(&instance.interfaces)?,
+        ":reservation_id": instance.launch.reservation_id,
+        ":launch_index": instance.launch.index,
+        ":key_name": instance.launch.key_name,
+        ":public_key": instance.launch.public_key,
+        ":metadata_options": to_json(&instance.metadata_options)?,
+        ":dns_label": names::label_of(&instance.tags),
     })?;
     instance.seq = tx.last_insert_rowid();
     tx.event(NewEvent::state(
@@ -99,6 +110,13 @@ pub fn update(tx: &mut Tx<'_>, before: &Instance, after: &Instance) -> DbResult<
             .because(&after.reason.code, &after.reason.message),
         );
     }
+    Ok(())
+}
+
+/// Changes how an instance may use the metadata service.
+pub fn set_metadata_options(tx: &Tx<'_>, id: &str, options: &MetadataOptions) -> DbResult<()> {
+    tx.prepare_cached("UPDATE instances SET metadata_options = ?2 WHERE id = ?1")?
+        .execute(params![id, to_json(options)?])?;
     Ok(())
 }
 
@@ -181,6 +199,7 @@ struct Raw {
     tags: String,
     operation: String,
     interfaces: String,
+    metadata_options: String,
 }
 
 impl Raw {
@@ -189,6 +208,7 @@ impl Raw {
             tags: from_json(&self.tags)?,
             operation: from_json(&self.operation)?,
             interfaces: from_json(&self.interfaces)?,
+            metadata_options: from_json(&self.metadata_options)?,
             ..self.instance
         })
     }
@@ -224,9 +244,17 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
             ended: row.get::<_, Option<i64>>(21)?.map(Millis),
             boot_protocol: row.get(22)?,
             interfaces: Vec::new(),
+            launch: Launch {
+                reservation_id: row.get(24)?,
+                index: row.get(25)?,
+                key_name: row.get(26)?,
+                public_key: row.get(27)?,
+            },
+            metadata_options: MetadataOptions::default(),
         },
         tags: row.get(14)?,
         operation: row.get(19)?,
         interfaces: row.get(23)?,
+        metadata_options: row.get(28)?,
     })
 }

@@ -8,12 +8,14 @@
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod key_pairs;
 pub mod permissions;
 pub mod prefix_lists;
 mod schema;
 pub mod security_groups;
 pub mod snapshots;
 mod states;
+pub mod tap_services;
 pub mod tokens;
 pub mod volumes;
 

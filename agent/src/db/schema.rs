@@ -268,7 +268,11 @@ const STEPS: &[&str] = &[
     ) STRICT;
     ALTER TABLE instances ADD COLUMN key_name TEXT NOT NULL DEFAULT '';
     ALTER TABLE instances ADD COLUMN public_key TEXT NOT NULL DEFAULT '';
-    ALTER TABLE instances ADD COLUMN metadata_options TEXT NOT NULL DEFAULT '{}';",
+    ALTER TABLE instances ADD COLUMN metadata_options TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE instances ADD COLUMN reservation_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE instances ADD COLUMN launch_index INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE instances ADD COLUMN dns_label TEXT;
+    CREATE INDEX instances_by_dns_label ON instances (dns_label) WHERE dns_label IS NOT NULL;",
 ];
 
 /// Takes the steps that are missing.

@@ -3,6 +3,8 @@
 //! Everything that a request can be refused for is decided here, in one transaction, so that a
 //! refused request leaves nothing, and a dry run is the same transaction undone.
 
+use hearth_proto::v1;
+
 use crate::{
     db::{self, Tx},
     error::{ApiError, ApiResult, Reason},
@@ -10,6 +12,7 @@ use crate::{
     ids::{Kind, shortened},
     images::model::{Image, ImageState},
     instance_types::{self, Catalogue},
+    keys,
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
@@ -22,7 +25,8 @@ use crate::{
 use super::{
     disks::{self, DiskRequest, DiskSource},
     interfaces,
-    model::{Instance, Interface, Operation, StateReason},
+    metadata_options::MetadataOptions,
+    model::{Instance, Interface, Launch, Operation, StateReason},
     state::InstanceState,
 };
 
@@ -55,6 +59,8 @@ pub struct LaunchRequest {
     pub vcpus: u32,
     pub memory_mib: u64,
     pub interfaces: Vec<Interface>,
+    pub key_name: String,
+    pub metadata_options: v1::MetadataOptions,
 }
 
 /// What a request comes to before the database is asked.
@@ -65,6 +71,7 @@ pub struct Shape {
     memory_bytes: u64,
     min_count: u32,
     max_count: u32,
+    metadata_options: MetadataOptions,
 }
 
 /// Rows that a launch made, or that an earlier one with the same token made.
@@ -102,7 +109,10 @@ impl LaunchRequest {
         tags::check(&self.tags, "tags")?;
         check_kernel_args(&self.extra_kernel_args, "extra_kernel_args")?;
         interfaces::check(&self.interfaces, max_count)?;
+        let metadata_options =
+            MetadataOptions::default().changed(&self.metadata_options, "metadata_options")?;
         Ok(Shape {
+            metadata_options,
             instance_type: name.to_owned(),
             vcpus,
             memory_bytes: memory_mib << 20,
@@ -193,9 +203,17 @@ impl LaunchRequest {
             return Err(memory.no_room(field, shape.memory_bytes, committed));
         }
         let count = u64::from(shape.max_count).min(room);
+        let mut launch = Launch {
+            reservation_id: Kind::Instance.new_id()?.replacen("i-", "r-", 1),
+            index: 0,
+            public_key: keys::of_launch(tx, &self.owner, &self.key_name)?,
+            key_name: self.key_name.clone(),
+        };
         let mut instances = Vec::new();
-        for _ in 0..count {
-            let mut instance = self.instance(shape, &image, &kernel_args)?;
+        for index in 0..count {
+            // At most MAX_COUNT.
+            launch.index = index as u32;
+            let mut instance = self.instance(shape, &image, &kernel_args, &launch)?;
             db::instances::insert(tx, &mut instance)?;
             for disk in &disks {
                 self.attach(tx, &instance, &image, disk)?;
@@ -218,7 +236,13 @@ impl LaunchRequest {
         Ok(Launched::New(instances))
     }
 
-    fn instance(&self, shape: &Shape, image: &Image, kernel_args: &str) -> ApiResult<Instance> {
+    fn instance(
+        &self,
+        shape: &Shape,
+        image: &Image,
+        kernel_args: &str,
+        launch: &Launch,
+    ) -> ApiResult<Instance> {
         let id = Kind::Instance.new_id()?;
         Ok(Instance {
             seq: 0,
@@ -244,6 +268,8 @@ impl LaunchRequest {
             operation: Operation::None,
             vmm_pid: None,
             ended: None,
+            launch: launch.clone(),
+            metadata_options: shape.metadata_options.clone(),
         })
     }
 
@@ -435,6 +461,8 @@ mod tests {
             vcpus: 0,
             memory_mib: 0,
             interfaces: Vec::new(),
+            key_name: String::new(),
+            metadata_options: v1::MetadataOptions::default(),
         }
     }
 

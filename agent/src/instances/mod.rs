@@ -2,6 +2,7 @@
 //!
 //! - [`state`]: the life of an instance, drawn, and what is legal when
 //! - [`launch`], [`disks`], [`devices`], [`interfaces`]: what a request comes to
+//! - [`metadata_options`]: how it may use the metadata service
 //! - [`driver`]: lives the life; one task per instance
 //! - [`start`], [`cleanup`]: its beginning and its end on the host
 //! - [`vmm`]: the VMM processes
@@ -12,6 +13,7 @@ pub mod disks;
 pub mod driver;
 pub mod interfaces;
 pub mod launch;
+pub mod metadata_options;
 pub mod model;
 pub mod start;
 pub mod state;
@@ -311,6 +313,7 @@ impl Described for Instance {
         "instance-state-name",
         "owner-id",
         "client-token",
+        "key-name",
     ];
 
     fn seq(&self) -> i64 {
@@ -333,6 +336,7 @@ impl Described for Instance {
             "instance-state-name" => self.state.word().to_owned(),
             "owner-id" => self.owner.clone(),
             "client-token" => self.client_token.clone(),
+            "key-name" => self.launch.key_name.clone(),
             _ => return Vec::new(),
         }]
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::InstanceState;
+use super::{metadata_options::MetadataOptions, state::InstanceState};
 use crate::{images::model::BootProtocol, tags::Tag, time::Millis};
 
 /// One instance: one row.
@@ -40,6 +40,21 @@ pub struct Instance {
     pub vmm_pid: Option<u32>,
     /// When it was terminated.
     pub ended: Option<Millis>,
+    pub launch: Launch,
+    pub metadata_options: MetadataOptions,
+}
+
+/// What its launch left for the metadata service to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// `r-…`, the same for all instances of one call.
+    pub reservation_id: String,
+    /// Its place among them, from 0.
+    pub index: u32,
+    /// Name of the key pair, if one was asked for.
+    pub key_name: String,
+    /// That key pair's public key as it was then: deleting the key pair takes nothing away.
+    pub public_key: String,
 }
 
 /// A network interface on a tap that is not ours.

@@ -51,6 +51,7 @@ impl Interceptor for AsAccount {
 pub type Channel = InterceptedService<transport::Channel, AsAccount>;
 
 /// One client for each service, over one connection.
+#[derive(Clone)]
 pub struct Client {
     pub instances: InstanceServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,

@@ -25,7 +25,9 @@ mod sg_names;
 mod sg_rules;
 mod sharing;
 mod snapshot;
+mod ssh;
 mod store;
+mod tunnel;
 mod upload;
 mod volume;
 mod volume_classes;
@@ -105,6 +107,10 @@ enum Command {
     Events(events::EventsArgs),
     /// Connect to an instance's serial console (short for `instance console`).
     Console(console::ConsoleArgs),
+    /// Log in to an instance with SSH, through the agent.
+    Ssh(ssh::SshArgs),
+    /// Forward a TCP port of this machine to one of an instance, through the agent.
+    Tunnel(tunnel::TunnelArgs),
     /// Print the completion script of a shell.
     Completion(completion::CompletionArgs),
     /// Print the version.
@@ -143,6 +149,10 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,
+        Command::Ssh(args) => {
+            ssh::ssh(&mut connect().await?, &cli.socket, &cli.account, args).await
+        }
+        Command::Tunnel(args) => tunnel::tunnel(&mut connect().await?, args).await,
         Command::Completion(args) => completion::completion(args),
         Command::Version => output::line(&format!("hearth {}", env!("CARGO_PKG_VERSION"))),
     }
