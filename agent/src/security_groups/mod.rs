@@ -23,6 +23,8 @@ pub mod permission;
 pub mod policy;
 pub mod prefix_lists;
 pub mod revoke;
+#[cfg(test)]
+mod tests;
 
 use rusqlite::Connection;
 
