@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+pub mod explain;
 pub mod policy;
 
 use policy::{Change, Policy};
@@ -61,6 +62,11 @@ impl Firewall {
     pub async fn load(&self, policy: Policy) -> Result<(), FirewallError> {
         *self.inner.lock().await = policy;
         Ok(())
+    }
+
+    /// The policy in force.
+    pub async fn policy(&self) -> Arc<Policy> {
+        Arc::new(self.inner.lock().await.clone())
     }
 
     /// Makes changes, all or none, in one transaction; they are in force when it returns.
