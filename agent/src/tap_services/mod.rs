@@ -8,10 +8,12 @@
 //! - [`dhcp4`]: DHCP (RFC 2131)
 //! - [`router`], [`dhcp6`]: router advertisements (RFC 4861), DHCPv6 (RFC 8415)
 //! - [`metadata`]: the metadata service
+//! - [`dns`]: a DNS server
 //! - [`names`]: what instances are called within their network
 
 mod dhcp4;
 mod dhcp6;
+mod dns;
 mod metadata;
 pub mod names;
 mod rate;
@@ -88,10 +90,12 @@ impl TapServices {
         let mut tasks = JoinSet::new();
         run::<dhcp4::Dhcp4>(&mut tasks, &tap);
         run::<metadata::MetadataV4>(&mut tasks, &tap);
+        run::<dns::DnsV4>(&mut tasks, &tap);
         if tap.config.ipv6.is_some() {
             run::<router::Router>(&mut tasks, &tap);
             run::<dhcp6::Dhcp6>(&mut tasks, &tap);
             run::<metadata::MetadataV6>(&mut tasks, &tap);
+            run::<dns::DnsV6>(&mut tasks, &tap);
         }
         Self { tasks }
     }
