@@ -42,7 +42,7 @@ use crate::{
     context::Context,
     db::{Db, DbError},
     error::ApiError,
-    firewall::Firewall,
+    firewall::{self, Firewall},
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
@@ -161,6 +161,7 @@ pub async fn serve(
     let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
     let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
+    let watchman = tokio::spawn(firewall::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -186,6 +187,7 @@ pub async fn serve(
     let _ = tokio::time::timeout(DRAIN, summer).await;
     // A merge stops after the piece that it copies.
     let _ = tokio::time::timeout(DRAIN, merger).await;
+    let _ = tokio::time::timeout(DRAIN, watchman).await;
     Ok(result?)
 }
 
