@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearth_images::crash_point;
 use hearth_vmm::{
-    config::{self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
+    config::{self, BootConfig, DiskConfig, NetConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
     devices::virtio::{block::throttle::limits::MachineLimits, net::limits::NetLimits},
 };
 
@@ -23,6 +23,7 @@ use crate::{
     error::{ApiResult, full_cause},
     images::model::BootProtocol,
     instance_types::InstanceType,
+    networks::plug,
     volumes::{
         self,
         model::{Volume, VolumeState},
@@ -59,7 +60,8 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
         crash_point("launch.volumes-made");
     }
-    let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
+    let nets = plug::up(&context, &instance.id).await?;
+    let config = config(&context, &instance, &disks, nets).map_err(|error| error.to_string())?;
     let (run_dir, id) = (config.run_dir.clone(), instance.id);
     match spawn::start(context.host.vmm().to_owned(), config).await {
         // Somebody was faster: an earlier start that was given up.
@@ -71,7 +73,13 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
     }
 }
 
-fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult<VmConfig> {
+fn config(
+    context: &Context,
+    instance: &Instance,
+    disks: &[Volume],
+    mut nets: Vec<NetConfig>,
+) -> ApiResult<VmConfig> {
+    nets.extend(interfaces::configs(instance));
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
         .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
@@ -96,7 +104,7 @@ fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult
             .map(|volume| disk_config(context, volume))
             .collect(),
         disk_limits: shape.map_or_else(MachineLimits::default, InstanceType::disk_limits),
-        nets: interfaces::configs(instance),
+        nets,
         net_limits: shape.map_or_else(NetLimits::default, InstanceType::net_limits),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,

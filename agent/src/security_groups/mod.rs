@@ -14,6 +14,7 @@
 
 pub mod authorize;
 pub mod create;
+pub mod default_group;
 pub mod delete;
 pub mod explain;
 mod force;
