@@ -372,6 +372,8 @@ impl InstanceService for InstanceApi {
                 memory_mib: shape.memory_mib,
                 max_disk_iops: shape.disk_iops.unwrap_or(0),
                 max_disk_throughput_mib: shape.disk_throughput_mib.unwrap_or(0),
+                network_bandwidth_mbps: shape.network_bandwidth_mbps.unwrap_or(0),
+                network_burst_mbps: shape.network_burst_mbps.unwrap_or(0),
             })
             .collect();
         Ok(Response::new(v1::DescribeInstanceTypesResponse {

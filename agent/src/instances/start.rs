@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hearth_images::crash_point;
 use hearth_vmm::{
     config::{self, BootConfig, DiskConfig, NetConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
-    devices::virtio::block::throttle::limits::MachineLimits,
+    devices::virtio::{block::throttle::limits::MachineLimits, net::limits::NetLimits},
 };
 
 use super::{
@@ -83,6 +83,7 @@ fn config(
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
         .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
+    let shape = context.types.get(&instance.instance_type);
     Ok(VmConfig {
         version: PROTOCOL_VERSION,
         instance_id: instance.id.clone(),
@@ -102,11 +103,9 @@ fn config(
             .iter()
             .map(|volume| disk_config(context, volume))
             .collect(),
-        disk_limits: context
-            .types
-            .get(&instance.instance_type)
-            .map_or_else(MachineLimits::default, InstanceType::disk_limits),
+        disk_limits: shape.map_or_else(MachineLimits::default, InstanceType::disk_limits),
         nets,
+        net_limits: shape.map_or_else(NetLimits::default, InstanceType::net_limits),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })
