@@ -25,6 +25,13 @@ use hearth_tests::{
 /// Ends what waits in vain.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A connection of the host that is open: datagrams from one socket.
+fn passes(socket: &UdpSocket) -> Result<()> {
+    socket.send(b"echo")?;
+    socket.recv(&mut [0; 16]).context("no echo")?;
+    Ok(())
+}
+
 /// A port that is open all the time, before, while and after the agent is away.
 const CONTROL: u16 = 7;
 
@@ -171,8 +178,20 @@ async fn rules_that_were_committed_are_in_force_after_a_crash_and_the_old_ones_u
         })
         .await
     };
+    // A connection that lives through it all is cut by the next agent.
+    let socket = guest.socket(&hearth, 80)?;
+    passes(&socket)?;
     let step = "security-group.rules-removed";
     dies_at(&mut hearth, guest, step, call, true, false).await?;
+    socket.send(b"cut")?;
+    for _ in 0..2 {
+        guest.opened(&hearth, CONTROL)?;
+    }
+    socket.set_nonblocking(true)?;
+    ensure!(
+        socket.recv(&mut [0; 16]).is_err(),
+        "the connection lives on"
+    );
 
     // Out of the group that opens the port.
     hearth.allow(&web, &rule).await?;

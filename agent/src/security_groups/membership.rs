@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, sync::Arc};
 use hearth_images::crash_point;
 use rusqlite::Connection;
 
-use super::{MAX_GROUPS_OF_INTERFACE, force, get};
+use super::{
+    MAX_GROUPS_OF_INTERFACE,
+    force::{self, Cutting},
+    get,
+};
 use crate::{
     blocking::carried_through,
     context::Context,
@@ -71,7 +75,7 @@ pub async fn replace(
     let groups = check_list(&groups, FIELD)?;
     carried_through(async move {
         let _turn = context.turns.take(&interfaces).await;
-        let replaced = context
+        let (replaced, cutting) = context
             .db
             .write(move |tx| {
                 let mut replaced = Vec::with_capacity(interfaces.len());
@@ -91,7 +95,8 @@ pub async fn replace(
                         after,
                     });
                 }
-                Ok::<_, ApiError>(replaced)
+                let cutting = Cutting::note(tx, connections, &interfaces)?;
+                Ok::<_, ApiError>((replaced, cutting))
             })
             .await?;
         crash_point("interface.groups-replaced");
@@ -99,7 +104,7 @@ pub async fn replace(
             .iter()
             .map(|it| Change::PutInterface(it.id.clone(), it.after.clone()))
             .collect();
-        force::bring(&context, changes, connections, move |tx| {
+        force::bring(&context, changes, cutting, move |tx| {
             for it in &replaced {
                 let before: Vec<String> = it.before.iter().cloned().collect();
                 db::security_groups::set_groups_of(tx, &it.id, &before)?;

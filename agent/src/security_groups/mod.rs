@@ -17,7 +17,7 @@ pub mod create;
 pub mod default_group;
 pub mod delete;
 pub mod explain;
-mod force;
+pub mod force;
 pub mod membership;
 pub mod model;
 pub mod permission;
