@@ -39,7 +39,11 @@ pub async fn replace_of_instance(
                 return Err(Kind::Instance.missing(&instance, "instance_id"));
             }
             let network_id = get(connection, &first, "security_group_ids[0]")?.network_id;
-            let found = db::security_groups::interfaces_in(connection, &instance, &network_id)?;
+            let found = db::interfaces::of_instance(connection, &instance)?.into_iter();
+            let found: Vec<String> = found
+                .filter(|interface| interface.network_id == network_id)
+                .map(|interface| interface.id)
+                .collect();
             if found.is_empty() {
                 return Err(ApiError::field(
                     Reason::InvalidParameterCombination,
@@ -180,6 +184,8 @@ fn groups_event<'a>(
 
 /// The owner of an interface, and the interface as the firewall knows it.
 fn interface(connection: &Connection, id: &str) -> ApiResult<(String, Interface)> {
-    db::security_groups::interface(connection, id)?
-        .ok_or_else(|| Kind::NetworkInterface.missing(id, "network_interface_id"))
+    let row = db::interfaces::get(connection, id)?;
+    let row = row.ok_or_else(|| Kind::NetworkInterface.missing(id, "network_interface_id"))?;
+    let policy = row.policy();
+    Ok((row.owner, policy))
 }
