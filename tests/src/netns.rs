@@ -74,6 +74,23 @@ impl Netns {
         output_of(self.command("ip").args(words.split(' ')))
     }
 
+    /// Makes a pair of links: `name` in here with one address, `peer` in the other namespace with
+    /// another one. Addresses such as `203.0.113.1/24`.
+    pub fn connect(
+        &self,
+        (name, address): (&str, &str),
+        other: &Netns,
+        (peer, its): (&str, &str),
+    ) -> Result<()> {
+        let pid = other.holder.id();
+        self.ip(&format!("link add {name} type veth peer name {peer} netns {pid}"))?;
+        self.ip(&format!("addr add {address} dev {name}"))?;
+        self.ip(&format!("link set {name} up"))?;
+        other.ip(&format!("addr add {its} dev {peer}"))?;
+        other.ip(&format!("link set {peer} up"))?;
+        Ok(())
+    }
+
     /// Makes a tap that is up, with this address (such as `10.9.0.1/24`) on the host's side.
     pub fn tap(&self, name: &str, address: &str) -> Result<()> {
         self.tap_with("", name, address)
