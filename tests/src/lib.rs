@@ -21,7 +21,8 @@
 //! - [`Guest`] is one instance; [`Console`] its serial console.
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
-//! - [`Netns`] is a network namespace for an agent, with taps; [`networks`] makes networks in it.
+//! - [`Netns`] is a network namespace for an agent, with taps; [`networks`] makes networks in it,
+//!   [`security_groups`] groups.
 //! - [`as_account`] calls as somebody else.
 //! - [`root_disk`] makes disks that have their kernel inside.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
@@ -46,6 +47,7 @@ pub mod probe;
 pub mod processes;
 pub mod programs;
 pub mod root_disk;
+pub mod security_groups;
 pub mod snapshots;
 pub mod store;
 pub mod tiny;

@@ -71,3 +71,39 @@ pub fn ipv6_address(interface: &NetworkInterface) -> String {
         interface.device_index, interface.private_ipv6
     )
 }
+
+/// What there is of networks in the agent's namespace: taps, routes to guests, public addresses
+/// and rules; empty when there is nothing.
+pub fn left_on_the_host(netns: &Netns) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let mut lines = |text: String, what: &dyn Fn(&str) -> bool| {
+        left.extend(text.lines().filter(|it| what(it)).map(str::to_owned));
+    };
+    lines(netns.ip("-o link")?, &names_a_tap);
+    lines(netns.ip("-o route show table all proto 72")?, &|_| true);
+    lines(netns.ip("-6 -o route show table all proto 72")?, &|_| true);
+    lines(netns.ip("-4 -o addr show dev lo")?, &|it| {
+        !it.contains("127.0.0.1/8")
+    });
+    let rules = crate::programs::output_of(netns.command("nft").args(["list", "ruleset"]))?;
+    lines(rules, &names_a_tap);
+    Ok(left)
+}
+
+/// Whether a line has the name of a tap of Hearth's in it: `hth` and 12 hexadecimal digits.
+fn names_a_tap(line: &str) -> bool {
+    line.match_indices("hth").any(|(at, _)| {
+        let digits = line[at + 3..].bytes();
+        digits.take_while(u8::is_ascii_hexdigit).count() == 12
+    })
+}
+
+/// Waits until nothing is left.
+pub async fn nothing_left_on_the_host(netns: &Netns) -> Result<()> {
+    crate::eventually(async || {
+        let left = left_on_the_host(netns)?;
+        anyhow::ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })
+    .await
+}

@@ -6,16 +6,13 @@ use ipnet::IpNet;
 use super::convert::tags_out;
 use crate::{
     error::{ApiError, ApiResult, Reason},
-    firewall::Connections,
+    firewall::{Connections, Counter},
     security_groups::{
         model::{Direction, Peer, Rule, SecurityGroup},
         permission::{PeerRequest, PermissionRequest},
         prefix_lists::{EntryRequest, model::PrefixList},
     },
 };
-
-/// The packets and bytes that a rule let pass.
-pub type Counted = (u64, u64);
 
 /// Unspecified is `None`.
 pub fn direction(direction: i32, field: &str) -> ApiResult<Option<Direction>> {
@@ -75,14 +72,14 @@ pub fn group(group: SecurityGroup) -> v1::SecurityGroup {
         network_id: group.network_id,
         name: group.name,
         description: group.description,
-        rules: rules.map(|it| rule(it, (0, 0))).collect(),
+        rules: rules.map(|it| rule(it, Counter::default())).collect(),
         create_time: Some(group.create_time.into()),
         tags: tags_out(group.tags),
         client_token: group.client_token,
     }
 }
 
-pub fn rule(rule: Rule, (packets, bytes): Counted) -> v1::SecurityGroupRule {
+pub fn rule(rule: Rule, counter: Counter) -> v1::SecurityGroupRule {
     let traffic = rule.permission.traffic;
     let (from, to) = traffic.range();
     v1::SecurityGroupRule {
@@ -106,8 +103,8 @@ pub fn rule(rule: Rule, (packets, bytes): Counted) -> v1::SecurityGroupRule {
             }),
             description: rule.description,
         }),
-        packets,
-        bytes,
+        packets: counter.packets,
+        bytes: counter.bytes,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     accounts::{Account, Named},
     context::Context,
     error::ApiResult,
+    firewall::Counter,
     ids::Kind,
     security_groups::{
         self,
@@ -113,7 +114,10 @@ impl SecurityGroupService for SecurityGroupApi {
         };
         let rules = authorize::authorize(self.context.clone(), request).await?;
         Ok(Response::new(v1::AuthorizeSecurityGroupResponse {
-            rules: rules.into_iter().map(|it| wire::rule(it, (0, 0))).collect(),
+            rules: rules
+                .into_iter()
+                .map(|it| wire::rule(it, Counter::default()))
+                .collect(),
         }))
     }
 
@@ -152,7 +156,7 @@ impl SecurityGroupService for SecurityGroupApi {
         let page = security_groups::describe_rules(&self.context, query).await?;
         let rules = page.objects.into_iter();
         Ok(Response::new(v1::DescribeSecurityGroupRulesResponse {
-            rules: rules.map(|it| wire::rule(it, (0, 0))).collect(),
+            rules: rules.map(|it| wire::rule(it.rule, it.counter)).collect(),
             next_token: page.next_token,
         }))
     }
@@ -204,7 +208,7 @@ impl SecurityGroupService for SecurityGroupApi {
         let steps = explained.steps.into_iter().map(|step| v1::TrafficStep {
             point: step.point,
             passes: step.passes,
-            rule: step.rule.map(|it| wire::rule(it, (0, 0))),
+            rule: step.rule.map(|it| wire::rule(it, Counter::default())),
             reason: step.reason,
         });
         Ok(Response::new(v1::ExplainTrafficResponse {

@@ -12,6 +12,7 @@ pub mod instances;
 pub mod interfaces;
 pub mod key_pairs;
 pub mod networks;
+pub mod pending_cuts;
 pub mod permissions;
 pub mod port_forwards;
 pub mod prefix_lists;

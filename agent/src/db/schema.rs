@@ -252,6 +252,10 @@ const STEPS: &[&str] = &[
         entries      TEXT NOT NULL,
         tags         TEXT NOT NULL,
         client_token TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE pending_cuts (
+        seq       INTEGER PRIMARY KEY AUTOINCREMENT,
+        object_id TEXT NOT NULL
     ) STRICT;",
     // 9: SSH keys and the metadata service.
     "CREATE TABLE key_pairs (

@@ -4,7 +4,6 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{DbError, DbResult, Tx, from_json, to_json};
 use crate::{
-    firewall::policy,
     security_groups::model::{Direction, Peer, Permission, Rule, SecurityGroup, Traffic},
     time::Millis,
 };
@@ -150,87 +149,6 @@ pub fn members(connection: &Connection, group_id: &str) -> DbResult<Vec<(String,
     )?;
     let rows = select.query_map([group_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The groups of an interface, sorted.
-pub fn of_interface(connection: &Connection, interface_id: &str) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached(
-        "SELECT group_id FROM interface_groups WHERE interface_id = ?1 ORDER BY group_id",
-    )?;
-    let rows = select.query_map([interface_id], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The interfaces that an instance has in a network.
-pub fn interfaces_in(
-    connection: &Connection,
-    instance_id: &str,
-    network_id: &str,
-) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached(
-        "SELECT id FROM network_interfaces WHERE instance_id = ?1 AND network_id = ?2
-         ORDER BY device_index",
-    )?;
-    let rows = select.query_map([instance_id, network_id], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The interfaces of an instance, the first one first.
-pub fn interfaces_of(connection: &Connection, instance_id: &str) -> DbResult<Vec<String>> {
-    let mut select = connection.prepare_cached(
-        "SELECT id FROM network_interfaces WHERE instance_id = ?1 ORDER BY device_index",
-    )?;
-    let rows = select.query_map([instance_id], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The owner of an interface, and the interface as the firewall knows it.
-pub fn interface(
-    connection: &Connection,
-    id: &str,
-) -> DbResult<Option<(String, policy::Interface)>> {
-    type Columns = (String, String, String, String, String, Option<String>);
-    let row: Option<Columns> = connection
-        .prepare_cached(
-            "SELECT owner, network_id, tap, mac, ipv4, ipv6 FROM network_interfaces
-             WHERE id = ?1",
-        )?
-        .query_row([id], |row| {
-            let first = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok((
-                first.0,
-                first.1,
-                first.2,
-                row.get(3)?,
-                row.get(4)?,
-                row.get(5)?,
-            ))
-        })
-        .optional()?;
-    let Some((owner, network, tap, mac, ipv4, ipv6)) = row else {
-        return Ok(None);
-    };
-    let malformed = || DbError::Malformed(format!("the interface {id}"));
-    let interface = policy::Interface {
-        network,
-        tap,
-        mac: mac_address(&mac).ok_or_else(malformed)?,
-        ipv4: ipv4.parse().map_err(|_| malformed())?,
-        ipv6: ipv6
-            .map(|ipv6| ipv6.parse())
-            .transpose()
-            .map_err(|_| malformed())?,
-        groups: of_interface(connection, id)?.into_iter().collect(),
-    };
-    Ok(Some((owner, interface)))
-}
-
-fn mac_address(text: &str) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).ok())
-        .collect();
-    bytes?.try_into().ok()
 }
 
 /// Puts an interface into exactly these groups.

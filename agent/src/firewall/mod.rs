@@ -13,13 +13,13 @@ use std::{
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-mod compile;
+pub mod compile;
 mod conntrack;
 mod engine;
 pub mod explain;
 mod netlink;
 pub mod policy;
-mod table;
+pub mod table;
 #[cfg(test)]
 mod tests;
 mod watch;

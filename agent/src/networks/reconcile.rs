@@ -11,6 +11,7 @@ use crate::{
     error::ApiResult,
     instances::state::InstanceState,
     links::{host, seen::Seen, tap},
+    security_groups::force,
 };
 
 /// At the agent's start. An agent without networks touches nothing.
@@ -48,9 +49,14 @@ async fn round(context: &Arc<Context>, load: bool) -> ApiResult<()> {
 /// Sees to it that the rules are in force.
 async fn rules(context: &Context, load: bool) -> ApiResult<()> {
     if load || !context.networks.enforced.is_loaded() {
-        return enforce::load(context).await;
+        enforce::load(context).await?;
+        return force::finish_cuts(context).await;
     }
-    Ok(())
+    let reconciled = context.firewall.reconcile().await;
+    match reconciled {
+        Ok(_) => Ok(()),
+        Err(error) => Err(enforce::Failure::from(error).into()),
+    }
 }
 
 /// Repairs the taps of those who run, and removes those of ours that nobody has.

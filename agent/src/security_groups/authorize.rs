@@ -6,7 +6,9 @@ use hearth_images::crash_point;
 use rusqlite::Connection;
 
 use super::{
-    MAX_RULES, check_text, dry_run, force, get,
+    MAX_RULES, check_text, dry_run,
+    force::{self, Cutting},
+    get,
     model::{Direction, Peer, Permission, Rule, SecurityGroup},
     permission::{self, PermissionRequest, check_family},
     policy, rules_event, weight,
@@ -16,7 +18,7 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    firewall::{Connections, policy::Change},
+    firewall::policy::Change,
     ids::Kind,
 };
 
@@ -46,7 +48,7 @@ pub async fn authorize(context: Arc<Context>, request: AuthorizeRequest) -> ApiR
         crash_point("security-group.rules-added");
         let added = rules.clone();
         // More is allowed than before: no connection to cut.
-        force::bring(&context, vec![change], Connections::Keep, move |tx| {
+        force::bring(&context, vec![change], Cutting::Nothing, move |tx| {
             for rule in &added {
                 db::security_groups::remove_rule(tx, &rule.id)?;
             }

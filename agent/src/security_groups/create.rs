@@ -7,7 +7,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rusqlite::Connection;
 
 use super::{
-    DEFAULT, check_text, dry_run, force, get,
+    DEFAULT, check_text, dry_run,
+    force::{self, Cutting},
+    get,
     model::{Direction, Peer, Permission, Rule, SecurityGroup, Traffic},
     state_event,
 };
@@ -16,7 +18,7 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    firewall::{Connections, policy::Change},
+    firewall::policy::Change,
     ids::Kind,
     tags::{self, Tag},
     time::Millis,
@@ -59,7 +61,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
         crash_point("security-group.row-created");
         let change = Change::PutGroup(group.id.clone(), (&group).into());
         let undone = group.clone();
-        force::bring(&context, vec![change], Connections::Keep, move |tx| {
+        force::bring(&context, vec![change], Cutting::Nothing, move |tx| {
             tokens::forget(tx, &undone.owner, CREATE, &undone.client_token)?;
             db::security_groups::remove(tx, &undone.id)?;
             tx.event(state_event(&undone, "available", "deleted"));

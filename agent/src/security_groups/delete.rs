@@ -5,13 +5,19 @@ use std::sync::Arc;
 use hearth_images::crash_point;
 use rusqlite::Connection;
 
-use super::{DEFAULT, force, get, model::SecurityGroup, state_event};
+use super::{
+    DEFAULT,
+    force::{self, Cutting},
+    get,
+    model::SecurityGroup,
+    state_event,
+};
 use crate::{
     blocking::carried_through,
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    firewall::{Connections, policy::Change},
+    firewall::policy::Change,
     ids::Kind,
 };
 
@@ -35,7 +41,7 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
             .await?;
         crash_point("security-group.row-deleted");
         let change = Change::RemoveGroup(group.id.clone());
-        force::bring(&context, vec![change], Connections::Keep, move |tx| {
+        force::bring(&context, vec![change], Cutting::Nothing, move |tx| {
             let mut group = group;
             db::security_groups::insert(tx, &mut group)?;
             tx.event(state_event(&group, "deleted", "available"));

@@ -180,7 +180,8 @@ fn end(connection: &Connection, text: &str, field: &str) -> ApiResult<End> {
         if db::instances::get(connection, text)?.is_none() {
             return Err(Kind::Instance.missing(text, field));
         }
-        let interfaces = db::security_groups::interfaces_of(connection, text)?;
+        let interfaces = db::interfaces::of_instance(connection, text)?.into_iter();
+        let interfaces: Vec<String> = interfaces.map(|interface| interface.id).collect();
         if interfaces.is_empty() {
             return Err(ApiError::invalid(
                 field,

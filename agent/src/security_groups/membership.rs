@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, sync::Arc};
 use hearth_images::crash_point;
 use rusqlite::Connection;
 
-use super::{MAX_GROUPS_OF_INTERFACE, force, get};
+use super::{
+    MAX_GROUPS_OF_INTERFACE,
+    force::{self, Cutting},
+    get,
+};
 use crate::{
     blocking::carried_through,
     context::Context,
@@ -39,7 +43,11 @@ pub async fn replace_of_instance(
                 return Err(Kind::Instance.missing(&instance, "instance_id"));
             }
             let network_id = get(connection, &first, "security_group_ids[0]")?.network_id;
-            let found = db::security_groups::interfaces_in(connection, &instance, &network_id)?;
+            let found = db::interfaces::of_instance(connection, &instance)?.into_iter();
+            let found: Vec<String> = found
+                .filter(|interface| interface.network_id == network_id)
+                .map(|interface| interface.id)
+                .collect();
             if found.is_empty() {
                 return Err(ApiError::field(
                     Reason::InvalidParameterCombination,
@@ -67,7 +75,7 @@ pub async fn replace(
     let groups = check_list(&groups, FIELD)?;
     carried_through(async move {
         let _turn = context.turns.take(&interfaces).await;
-        let replaced = context
+        let (replaced, cutting) = context
             .db
             .write(move |tx| {
                 let mut replaced = Vec::with_capacity(interfaces.len());
@@ -87,7 +95,8 @@ pub async fn replace(
                         after,
                     });
                 }
-                Ok::<_, ApiError>(replaced)
+                let cutting = Cutting::note(tx, connections, &interfaces)?;
+                Ok::<_, ApiError>((replaced, cutting))
             })
             .await?;
         crash_point("interface.groups-replaced");
@@ -95,7 +104,7 @@ pub async fn replace(
             .iter()
             .map(|it| Change::PutInterface(it.id.clone(), it.after.clone()))
             .collect();
-        force::bring(&context, changes, connections, move |tx| {
+        force::bring(&context, changes, cutting, move |tx| {
             for it in &replaced {
                 let before: Vec<String> = it.before.iter().cloned().collect();
                 db::security_groups::set_groups_of(tx, &it.id, &before)?;
@@ -180,6 +189,8 @@ fn groups_event<'a>(
 
 /// The owner of an interface, and the interface as the firewall knows it.
 fn interface(connection: &Connection, id: &str) -> ApiResult<(String, Interface)> {
-    db::security_groups::interface(connection, id)?
-        .ok_or_else(|| Kind::NetworkInterface.missing(id, "network_interface_id"))
+    let row = db::interfaces::get(connection, id)?;
+    let row = row.ok_or_else(|| Kind::NetworkInterface.missing(id, "network_interface_id"))?;
+    let policy = row.policy();
+    Ok((row.owner, policy))
 }

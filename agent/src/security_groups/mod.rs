@@ -17,7 +17,7 @@ pub mod create;
 pub mod default_group;
 pub mod delete;
 pub mod explain;
-mod force;
+pub mod force;
 pub mod membership;
 pub mod model;
 pub mod permission;
@@ -27,6 +27,8 @@ pub mod revoke;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::Connection;
 
 use self::model::{Direction, Rule, SecurityGroup};
@@ -35,6 +37,7 @@ use crate::{
     db,
     error::{ApiError, ApiResult, Reason},
     events::NewEvent,
+    firewall::Counter,
     ids::Kind,
     query::{
         Described,
@@ -74,15 +77,40 @@ pub async fn describe(context: &Context, query: Query) -> ApiResult<Page<Securit
         .await
 }
 
+/// A rule, and the first packets of connections that it let pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleView {
+    pub rule: Rule,
+    pub counter: Counter,
+}
+
 /// DescribeSecurityGroupRules.
-pub async fn describe_rules(context: &Context, query: Query) -> ApiResult<Page<Rule>> {
-    context
+pub async fn describe_rules(context: &Context, query: Query) -> ApiResult<Page<RuleView>> {
+    let page = context
         .db
         .read(move |connection| {
             let after = db::security_groups::rules_after;
             query.page(connection, "rule_ids", get_rule, after)
         })
-        .await
+        .await?;
+    let groups: BTreeSet<String> = page.objects.iter().map(|it| it.group_id.clone()).collect();
+    let mut counters = BTreeMap::new();
+    // No groups would mean all of them.
+    if !groups.is_empty() {
+        // Rules are rules also when they can't be counted.
+        match context.firewall.counters(groups).await {
+            Ok(counted) => counters = counted,
+            Err(error) => tracing::warn!(%error, "reading the counters of rules"),
+        }
+    }
+    let views = page.objects.into_iter().map(|rule| RuleView {
+        counter: counters.remove(&rule.id).unwrap_or_default(),
+        rule,
+    });
+    Ok(Page {
+        objects: views.collect(),
+        next_token: page.next_token,
+    })
 }
 
 /// Looks a group up that a caller named in `field`.

@@ -6,7 +6,9 @@ use hearth_images::crash_point;
 
 use super::{
     authorize::read_all,
-    dry_run, force, get,
+    dry_run,
+    force::{self, Cutting},
+    get,
     model::{Direction, Permission, Rule, SecurityGroup},
     permission::PermissionRequest,
     policy, rules_event,
@@ -38,13 +40,12 @@ pub async fn revoke(context: Arc<Context>, request: RevokeRequest) -> ApiResult<
     let what = What::of(&request)?;
     carried_through(async move {
         let _turn = context.turns.take([&request.group_id]).await;
-        let connections = request.connections;
-        let (group, rules, change) = context
+        let (group, rules, change, cutting) = context
             .db
             .write(move |tx| remove(tx, &request, &what))
             .await?;
         crash_point("security-group.rules-removed");
-        force::bring(&context, vec![change], connections, move |tx| {
+        force::bring(&context, vec![change], cutting, move |tx| {
             let mut rules = rules;
             for rule in &mut rules {
                 db::security_groups::insert_rule(tx, rule)?;
@@ -139,7 +140,7 @@ fn remove(
     tx: &mut db::Tx<'_>,
     request: &RevokeRequest,
     what: &What,
-) -> ApiResult<(SecurityGroup, Vec<Rule>, Change)> {
+) -> ApiResult<(SecurityGroup, Vec<Rule>, Change, Cutting)> {
     let group = get(tx, &request.group_id, "security_group_id")?;
     let rules = what.find(&group, request.direction)?;
     for rule in &rules {
@@ -150,5 +151,6 @@ fn remove(
     }
     tx.event(rules_event(&group.owner, &group.id, "revoked", &rules));
     let change = policy::put_group(tx, &group.id)?;
-    Ok((group, rules, change))
+    let cutting = Cutting::note(tx, request.connections, [&group.id])?;
+    Ok((group, rules, change, cutting))
 }

@@ -137,6 +137,25 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
             "see what there is with `hearth prefix-list list`"
         }
         "PrefixListVersionMismatch" => "look at it again with `hearth prefix-list show`",
+        "InvalidNetworkID.NotFound" | "InvalidNetworkID.Malformed" | "InvalidNetwork.Duplicate" => {
+            "see what there is with `hearth network list`"
+        }
+        "InvalidNetwork.Conflict" => "choose another range; `ip route` shows those of the host",
+        "InvalidNetworkInterfaceID.NotFound" | "InvalidIPAddress.InUse" => {
+            "see who has which address with `hearth net`"
+        }
+        "InvalidAllocationID.NotFound" | "InvalidAllocationID.Malformed" => {
+            "see what there is with `hearth address list`"
+        }
+        "InvalidAddressPoolID.NotFound" | "InvalidAddressPoolID.Malformed" => {
+            "see what there is with `hearth address pool list`"
+        }
+        "InsufficientAddressCapacity" => "add a pool with `hearth address pool create`",
+        "Resource.AlreadyAssociated" => "take it over with --reassociate",
+        "InvalidPortForwardID.NotFound" | "InvalidPortForwardID.Malformed" => {
+            "see what there is with `hearth port-forward list`"
+        }
+        "InvalidPort.InUse" => "choose another --host-port, or leave it out",
         "NetworkNotSpecified" => "say which --network",
         "InvalidSnapshot.InUse" => "take the image away first, with `hearth image deregister`",
         "UnauthorizedOperation" => {

@@ -202,6 +202,19 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
             line
         })
         .collect();
+    let interfaces: Vec<String> = instance
+        .network_interfaces
+        .iter()
+        .map(|it| {
+            let public = match it.public_ipv4.as_str() {
+                "" => String::new(),
+                public => format!(" (public {public})"),
+            };
+            let addresses = format!("{}{public} {}", it.private_ipv4, it.private_ipv6);
+            let (device, network) = (it.device_index, &it.network_id);
+            format!("eth{device} {} in {network}", addresses.trim_end())
+        })
+        .collect();
     let taps: Vec<String> = instance
         .tap_interfaces
         .iter()
@@ -226,6 +239,7 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
         ("Memory", human::bytes(instance.memory_bytes)),
         ("Disks", disks.join("\n")),
         ("Kernel arguments", instance.kernel_args.clone()),
+        ("Interfaces", interfaces.join("\n")),
         ("Taps", taps.join("\n")),
         (
             "Launched",

@@ -4,6 +4,7 @@
 //! its arguments and what they do. [`client`] talks to the agent, [`failure`] turns what went
 //! wrong into a line and a hint, [`output`] prints tables and JSON.
 
+mod address;
 mod client;
 mod completion;
 mod console;
@@ -16,9 +17,13 @@ mod image;
 mod image_change;
 mod image_files;
 mod instance;
+mod net;
+mod network;
 mod output;
+mod port_forward;
 mod prefix_list;
 mod run;
+mod run_networks;
 mod sg;
 mod sg_explain;
 mod sg_names;
@@ -94,6 +99,17 @@ enum Command {
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Virtual networks.
+    #[command(subcommand, visible_alias = "networks")]
+    Network(network::NetworkCommand),
+    /// Who has which address.
+    Net(net::NetArgs),
+    /// Public (elastic) addresses.
+    #[command(subcommand, visible_alias = "addresses")]
+    Address(address::AddressCommand),
+    /// Ports of the host that are instances'.
+    #[command(subcommand, visible_alias = "port-forwards")]
+    PortForward(port_forward::PortForwardCommand),
     /// Security groups: who may talk to an instance, and to whom it may talk.
     #[command(subcommand, visible_alias = "security-group")]
     Sg(sg::SgCommand),
@@ -142,6 +158,16 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             snapshot::dispatch(&mut connect().await?, output, command).await
         }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Network(command) => {
+            network::dispatch(&mut connect().await?, output, command).await
+        }
+        Command::Net(args) => net::net(&mut connect().await?, output, args).await,
+        Command::Address(command) => {
+            address::dispatch(&mut connect().await?, output, command).await
+        }
+        Command::PortForward(command) => {
+            port_forward::dispatch(&mut connect().await?, output, command).await
+        }
         Command::Sg(command) => sg::dispatch(&mut connect().await?, output, command).await,
         Command::PrefixList(command) => {
             prefix_list::dispatch(&mut connect().await?, output, command).await

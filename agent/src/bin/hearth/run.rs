@@ -15,6 +15,7 @@ use crate::{
     human::{parse_gib, parse_mib},
     instance::print_instances,
     output::{self, Output},
+    run_networks::{self, NetworkArgs},
     wait,
 };
 
@@ -65,6 +66,8 @@ pub struct RunArgs {
     /// `--tap tap0,02:00:00:00:00:01`.
     #[arg(long, value_name = "TAP[,MAC]", value_parser = parse_tap)]
     tap: Vec<TapInterface>,
+    #[command(flatten)]
+    networks: NetworkArgs,
     /// A call repeated with the same token returns the first call's result.
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
@@ -79,7 +82,8 @@ pub struct RunArgs {
 pub async fn run(client: &mut Client, output: Output, args: RunArgs) -> Result<(), Failure> {
     let (wait, dry_run) = (args.wait, args.dry_run);
     let image_id = client.image_id(&args.image).await?;
-    let (request, flags) = request(image_id, args)?;
+    let (mut request, networks, flags) = request(image_id, args)?;
+    networks.fill(client, &mut request).await?;
     let answer = match client.instances.run_instances(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
@@ -104,7 +108,10 @@ pub async fn run(client: &mut Client, output: Output, args: RunArgs) -> Result<(
 type Flags = Vec<(String, String)>;
 
 /// The request, and which flag filled which of its fields.
-fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flags), Failure> {
+fn request(
+    image_id: String,
+    args: RunArgs,
+) -> Result<(RunInstancesRequest, NetworkArgs, Flags), Failure> {
     let mut flags = flags([
         ("image_id", "IMAGE"),
         ("instance_type", "--type"),
@@ -158,6 +165,7 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         block_devices.push(disk);
     }
     flags.push(("block_devices".to_owned(), "--disk".to_owned()));
+    flags.extend(run_networks::FLAGS.map(|(field, flag)| (field.to_owned(), flag.to_owned())));
     let request = RunInstancesRequest {
         image_id,
         instance_type: args.instance_type.unwrap_or_default(),
@@ -174,7 +182,7 @@ fn request(image_id: String, args: RunArgs) -> Result<(RunInstancesRequest, Flag
         tap_interfaces: args.tap,
         ..Default::default()
     };
-    Ok((request, flags))
+    Ok((request, args.networks, flags))
 }
 
 /// Reads `tap0`, `tap0,02:00:00:00:00:01`. The agent judges both.

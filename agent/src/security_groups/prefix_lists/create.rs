@@ -14,9 +14,8 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult, Reason},
-    firewall::Connections,
     ids::{Kind, shortened},
-    security_groups::force,
+    security_groups::force::{self, Cutting},
     tags::{self, Tag},
     tokens::{self, ClientToken},
 };
@@ -72,7 +71,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
         }
         crash_point("prefix-list.row-created");
         let (change, undone) = (put(&list), list.clone());
-        force::bring(&context, vec![change], Connections::Keep, move |tx| {
+        force::bring(&context, vec![change], Cutting::Nothing, move |tx| {
             tokens::forget(tx, &undone.owner, CREATE, &undone.client_token)?;
             db::prefix_lists::remove(tx, &undone.id)?;
             tx.event(state_event(&undone, "available", "deleted"));

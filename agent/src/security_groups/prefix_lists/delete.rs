@@ -10,9 +10,12 @@ use crate::{
     context::Context,
     db,
     error::{ApiError, ApiResult},
-    firewall::{Connections, policy::Change},
+    firewall::policy::Change,
     ids::Kind,
-    security_groups::{delete::in_use, force},
+    security_groups::{
+        delete::in_use,
+        force::{self, Cutting},
+    },
 };
 
 /// DeletePrefixList: of a list that no rule names.
@@ -40,7 +43,7 @@ pub async fn delete(context: Arc<Context>, id: String) -> ApiResult<()> {
             .await?;
         crash_point("prefix-list.row-deleted");
         let change = Change::RemovePrefixList(list.id.clone());
-        force::bring(&context, vec![change], Connections::Keep, move |tx| {
+        force::bring(&context, vec![change], Cutting::Nothing, move |tx| {
             let mut list = list;
             db::prefix_lists::insert(tx, &mut list)?;
             tx.event(state_event(&list, "deleted", "available"));

@@ -15,7 +15,7 @@ use crate::{
     events::NewEvent,
     firewall::Connections,
     ids::Kind,
-    security_groups::force,
+    security_groups::force::{self, Cutting},
 };
 
 /// What a caller wants.
@@ -44,20 +44,20 @@ pub async fn modify(context: Arc<Context>, request: ModifyRequest) -> ApiResult<
     request.name.as_deref().map(check_name).transpose()?;
     carried_through(async move {
         let _turn = context.turns.take([&request.id]).await;
-        let connections = request.connections;
-        let (before, after) = context
+        let (before, after, cutting) = context
             .db
             .write(move |tx| {
                 let before = get(tx, &request.id, "prefix_list_id")?;
                 let after = modified(&before, &request)?;
                 db::prefix_lists::update(tx, &after)?;
                 tx.event(version_event(&before, &after));
-                Ok::<_, ApiError>((before, after))
+                let cutting = Cutting::note(tx, request.connections, [&after.id])?;
+                Ok::<_, ApiError>((before, after, cutting))
             })
             .await?;
         crash_point("prefix-list.row-modified");
         let (change, undone) = (put(&after), after.clone());
-        force::bring(&context, vec![change], connections, move |tx| {
+        force::bring(&context, vec![change], cutting, move |tx| {
             db::prefix_lists::update(tx, &before)?;
             tx.event(version_event(&undone, &before));
             Ok(())
