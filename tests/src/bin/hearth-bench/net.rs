@@ -25,15 +25,15 @@ use crate::{
 const ROUNDS: usize = 5;
 
 /// Of one stream.
-const STREAM_BYTES: u64 = 512 << 20;
+const STREAM_BYTES: u64 = 128 << 20;
 
 /// Of one direction.
-const FRAMES: u64 = 200_000;
+const FRAMES: u64 = 100_000;
 
 /// Data of a small datagram, in bytes.
 const SMALL: usize = 64;
 
-const PINGS: u64 = 2000;
+const PINGS: u64 = 1000;
 
 /// Ends a peer that waits in vain.
 const PATIENCE: Duration = Duration::from_secs(60);
