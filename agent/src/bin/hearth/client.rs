@@ -8,8 +8,9 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, snapshot_service_client::SnapshotServiceClient,
-    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
+    instance_service_client::InstanceServiceClient, key_pair_service_client::KeyPairServiceClient,
+    snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -54,6 +55,7 @@ pub struct Client {
     pub volumes: VolumeServiceClient<Channel>,
     pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub keys: KeyPairServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
@@ -88,6 +90,8 @@ impl Client {
             snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            keys: KeyPairServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

@@ -16,6 +16,8 @@ mod image;
 mod image_change;
 mod image_files;
 mod instance;
+mod key;
+mod metadata;
 mod output;
 mod run;
 mod sharing;
@@ -87,6 +89,9 @@ enum Command {
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// SSH keys for instances.
+    #[command(subcommand, visible_alias = "keys")]
+    Key(key::KeyCommand),
     /// The volume store as a whole.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -125,6 +130,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             snapshot::dispatch(&mut connect().await?, output, command).await
         }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Key(command) => key::dispatch(&mut connect().await?, output, command).await,
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,
