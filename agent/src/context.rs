@@ -6,7 +6,8 @@ use hearth_images::Store;
 
 use crate::{
     busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
-    instance_types::Catalogue, shutdown::Shutdown, tap_services, volumes::classes::Classes,
+    instance_types::Catalogue, networks::Networks, shutdown::Shutdown, tap_services, turns::Turns,
+    volumes::classes::Classes,
 };
 
 /// One per daemon.
@@ -20,7 +21,10 @@ pub struct Context {
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     pub firewall: Firewall,
+    pub networks: Networks,
     pub tap_services: Arc<tap_services::Shared>,
+    /// Who may change what the firewall enforces.
+    pub turns: Turns,
     /// Held while kernel files come or go.
     pub kernels: tokio::sync::Mutex<()>,
     /// Asked for after each snapshot: a chain of layers may be too long now.

@@ -8,9 +8,12 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `networks`: virtual networks, addresses in them and of them; `links`: taps, routes.
 //! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
 //! - `keys`: SSH key pairs.
+//! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
+//! - `turns`: the order in which the firewall learns what was committed.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
 //! - [`boot_finder`]: a kernel from inside of a disk, in a process of its own.
@@ -32,15 +35,19 @@ mod db;
 mod error;
 mod events;
 mod firewall;
+mod forward_port;
 mod host;
 mod ids;
 mod images;
 mod instance_types;
 mod instances;
 mod keys;
+mod links;
 mod merging;
+mod networks;
 mod query;
 mod reconcile;
+mod security_groups;
 mod sharing;
 mod shutdown;
 mod snapshots;
@@ -49,5 +56,6 @@ mod tap_services;
 mod time;
 mod tokens;
 mod transfer;
+mod turns;
 mod upkeep;
 mod volumes;

@@ -20,6 +20,8 @@ use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
     instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    network_service_server::NetworkServiceServer,
+    security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
 };
@@ -32,18 +34,22 @@ use tonic::transport::Server;
 use crate::{
     api::{
         events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
-        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
+        networks::NetworkApi, security_groups::SecurityGroupApi, snapshots::SnapshotApi,
+        store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
     context::Context,
     db::{Db, DbError},
     error::ApiError,
-    firewall::Firewall,
+    firewall::{self, Firewall},
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown, tap_services,
+    merging,
+    networks::{self, Networks},
+    reconcile, shutdown, tap_services,
+    turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
 };
@@ -139,6 +145,9 @@ pub async fn serve(
         .await
         .map_err(|error| reconcile_error(&error))?;
     let listener = listen(&context.settings.socket)?;
+    networks::reconcile::at_start(&context)
+        .await
+        .map_err(|error| reconcile_error(&error))?;
     let instances = Arc::new(Instances::new(context.clone()));
     instances
         .take_up()
@@ -152,6 +161,7 @@ pub async fn serve(
     let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
     let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
+    let watchman = tokio::spawn(firewall::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -177,6 +187,7 @@ pub async fn serve(
     let _ = tokio::time::timeout(DRAIN, summer).await;
     // A merge stops after the piece that it copies.
     let _ = tokio::time::timeout(DRAIN, merger).await;
+    let _ = tokio::time::timeout(DRAIN, watchman).await;
     Ok(result?)
 }
 
@@ -206,6 +217,8 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         firewall: Firewall::default(),
+        networks: Networks::default(),
+        turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
         shutdown,
@@ -237,6 +250,10 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let network_api = NetworkServiceServer::new(NetworkApi {
+        context: context.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
     let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
         context: context.clone(),
     });
@@ -244,6 +261,9 @@ async fn router(
         context: context.clone(),
     });
     let event_api = EventServiceServer::new(Events {
+        context: context.clone(),
+    });
+    let security_group_api = SecurityGroupServiceServer::new(SecurityGroupApi {
         context: context.clone(),
     });
 
@@ -257,10 +277,16 @@ async fn router(
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
     health
+        .set_serving::<NetworkServiceServer<NetworkApi>>()
+        .await;
+    health
         .set_serving::<KeyPairServiceServer<KeyPairApi>>()
         .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
+    health
+        .set_serving::<SecurityGroupServiceServer<SecurityGroupApi>>()
+        .await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -272,9 +298,11 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(network_api)
         .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
+        .add_service(security_group_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

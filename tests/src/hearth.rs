@@ -13,6 +13,7 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
+    key_pair_service_client::KeyPairServiceClient, network_service_client::NetworkServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
 };
@@ -116,6 +117,16 @@ impl Hearth {
     /// A client of the image service.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the network service.
+    pub fn networks(&self) -> NetworkServiceClient<Channel> {
+        NetworkServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the key pair service.
+    pub fn keys(&self) -> KeyPairServiceClient<Channel> {
+        KeyPairServiceClient::new(self.channel.clone())
     }
 
     /// A client of the store service.

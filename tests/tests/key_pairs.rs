@@ -103,7 +103,7 @@ async fn the_command_line_keeps_the_private_key_to_its_owner() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("key");
     let cli = |words: &[&str]| -> Result<(bool, String)> {
-        let output = Command::new(hearth_tests::programs::hearth()?)
+        let output = Command::new(hearth_tests::programs::built("hearth")?)
             .arg("--socket")
             .arg(hearth.socket())
             .args(words)

@@ -41,8 +41,9 @@ async fn modify(hearth: &Hearth, id: &str, options: MetadataOptions) -> Result<M
         instance_id: id.to_owned(),
         metadata_options: Some(options),
     };
-    let answer = hearth.instances().modify_instance_metadata_options(request);
-    let options = answer.await?.into_inner().metadata_options;
+    let mut instances = hearth.instances();
+    let answer = instances.modify_instance_metadata_options(request).await?;
+    let options = answer.into_inner().metadata_options;
     options.context("no options")
 }
 

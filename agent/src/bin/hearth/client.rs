@@ -9,6 +9,8 @@ use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
     instance_service_client::InstanceServiceClient, key_pair_service_client::KeyPairServiceClient,
+    network_service_client::NetworkServiceClient,
+    security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
 };
@@ -50,12 +52,15 @@ impl Interceptor for AsAccount {
 pub type Channel = InterceptedService<transport::Channel, AsAccount>;
 
 /// One client for each service, over one connection.
+#[derive(Clone)]
 pub struct Client {
     pub instances: InstanceServiceClient<Channel>,
     pub volumes: VolumeServiceClient<Channel>,
     pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
     pub keys: KeyPairServiceClient<Channel>,
+    pub networks: NetworkServiceClient<Channel>,
+    pub security_groups: SecurityGroupServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
@@ -92,6 +97,10 @@ impl Client {
             images: ImageServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             keys: KeyPairServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            networks: NetworkServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            security_groups: SecurityGroupServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

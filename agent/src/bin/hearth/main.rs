@@ -19,10 +19,17 @@ mod instance;
 mod key;
 mod metadata;
 mod output;
+mod prefix_list;
 mod run;
+mod sg;
+mod sg_explain;
+mod sg_names;
+mod sg_rules;
 mod sharing;
 mod snapshot;
+mod ssh;
 mod store;
+mod tunnel;
 mod upload;
 mod volume;
 mod volume_classes;
@@ -92,6 +99,12 @@ enum Command {
     /// SSH keys for instances.
     #[command(subcommand, visible_alias = "keys")]
     Key(key::KeyCommand),
+    /// Security groups: who may talk to an instance, and to whom it may talk.
+    #[command(subcommand, visible_alias = "security-group")]
+    Sg(sg::SgCommand),
+    /// Named lists of address blocks for the rules of security groups.
+    #[command(subcommand, visible_alias = "prefix-lists")]
+    PrefixList(prefix_list::PrefixListCommand),
     /// The volume store as a whole.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -99,6 +112,10 @@ enum Command {
     Events(events::EventsArgs),
     /// Connect to an instance's serial console (short for `instance console`).
     Console(console::ConsoleArgs),
+    /// Log in to an instance with SSH, through the agent.
+    Ssh(ssh::SshArgs),
+    /// Forward a TCP port of this machine to one of an instance, through the agent.
+    Tunnel(tunnel::TunnelArgs),
     /// Print the completion script of a shell.
     Completion(completion::CompletionArgs),
     /// Print the version.
@@ -131,9 +148,17 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
         Command::Key(command) => key::dispatch(&mut connect().await?, output, command).await,
+        Command::Sg(command) => sg::dispatch(&mut connect().await?, output, command).await,
+        Command::PrefixList(command) => {
+            prefix_list::dispatch(&mut connect().await?, output, command).await
+        }
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,
+        Command::Ssh(args) => {
+            ssh::ssh(&mut connect().await?, &cli.socket, &cli.account, args).await
+        }
+        Command::Tunnel(args) => tunnel::tunnel(&mut connect().await?, args).await,
         Command::Completion(args) => completion::completion(args),
         Command::Version => output::line(&format!("hearth {}", env!("CARGO_PKG_VERSION"))),
     }
