@@ -13,7 +13,7 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    network_service_client::NetworkServiceClient,
+    key_pair_service_client::KeyPairServiceClient, network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -128,6 +128,11 @@ impl Hearth {
     /// A client of the security group service.
     pub fn security_groups(&self) -> SecurityGroupServiceClient<Channel> {
         SecurityGroupServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the key pair service.
+    pub fn keys(&self) -> KeyPairServiceClient<Channel> {
+        KeyPairServiceClient::new(self.channel.clone())
     }
 
     /// A client of the store service.

@@ -150,3 +150,53 @@ fn encode(message: &Message) -> Option<Vec<u8>> {
     message.encode(&mut Encoder::new(&mut bytes)).ok()?;
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ipv6() -> TapIpv6 {
+        TapIpv6 {
+            address: "fd09::5".parse().expect("address"),
+            range: "fd09::/64".parse().expect("range"),
+            gateway: "fd09::1".parse().expect("address"),
+        }
+    }
+
+    /// Message types that clients send.
+    const KINDS: [u8; 9] = [1, 3, 4, 5, 6, 8, 9, 11, 12];
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            kind in proptest::sample::select(&KINDS[..]),
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        ) {
+            let mut message = vec![kind, 1, 2, 3];
+            message.extend(bytes);
+            if let Some(request) = Request::read(&message) {
+                let _ = answer(&ipv6(), "hearth.internal", &request);
+            }
+        }
+
+        #[test]
+        fn options_of_any_shape_make_no_panic(
+            kind in proptest::sample::select(&KINDS[..]),
+            options in proptest::collection::vec(
+                (0u16..30, proptest::collection::vec(any::<u8>(), 0..60)), 0..8),
+        ) {
+            let mut message = vec![kind, 1, 2, 3];
+            for (code, data) in options {
+                message.extend(code.to_be_bytes());
+                message.extend((data.len() as u16).to_be_bytes());
+                message.extend(data);
+            }
+            if let Some(request) = Request::read(&message) {
+                let reply = answer(&ipv6(), "hearth.internal", &request);
+                prop_assert!(reply.is_none_or(|bytes| bytes.len() < 4096));
+            }
+        }
+    }
+}

@@ -51,10 +51,10 @@ impl RouterSocket {
         socket.set_multicast_hops_v6(255)?;
         socket.set_unicast_hops_v6(255)?;
         socket.set_recv_hoplimit_v6(true)?;
-        Ok(Self {
-            socket: AsyncFd::new(socket)?,
-            index,
-        })
+        // SAFETY: a `Socket` gives the same descriptor for as long as it lives, open until it is
+        // dropped, which the `AsyncFd` does after it has taken it off the reactor.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self { socket, index })
     }
 
     /// The next message.

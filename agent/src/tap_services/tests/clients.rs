@@ -122,7 +122,7 @@ fn what_an_instance_may_not_ask_is_refused_as_ec2_does() {
         }
         let token = token(link, SERVICE).await;
         // Another run of the agent takes the token, too.
-        link.services = None;
+        link.services.take().expect("services").stop().await;
         link.start();
         assert_eq!(curl(link, &["-I", "-H", &token, &id]).await.0, 200);
 
@@ -213,5 +213,34 @@ fn busyboxs_dhcp_client_gets_its_address_and_all_around_it() {
             .guest("sh", &["-c", &format!("busybox {} 2>&1", wrong.join(" "))])
             .await;
         assert!(log.contains("lease of 10.9.0.5 obtained"), "{log}");
+    });
+}
+
+#[test]
+fn the_answer_with_a_token_goes_no_farther_than_the_hop_limit() {
+    on_a_link(async |link| {
+        link.configure_ipv4();
+        let options = MetadataOptions {
+            hop_limit: 3,
+            ..MetadataOptions::default()
+        };
+        link.options(options).await;
+        // Data only: a connection is made and ended with the usual hop limit.
+        let count = "table inet seen { counter near {}; counter far {};
+            chain input { type filter hook input priority 0;
+                ip saddr 169.254.169.254 ip ttl 3 tcp flags & psh == psh counter name near;
+                ip saddr 169.254.169.254 ip ttl > 3 tcp flags & psh == psh counter name far; }; }";
+        link.must("nft", &[count]).await;
+        let seen = async |counter: &str| {
+            let text = link
+                .must("nft", &["list", "counter", "inet", "seen", counter])
+                .await;
+            !text.contains("packets 0 ")
+        };
+        let token = token(link, SERVICE).await;
+        assert!(seen("near").await && !seen("far").await);
+        let (code, _) = get(link, &token, "latest/meta-data/instance-id").await;
+        assert_eq!(code, 200);
+        assert!(seen("far").await, "what needs a token may go as far as any");
     });
 }

@@ -2,11 +2,17 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io::{BufRead, BufReader},
+    net::{TcpStream, UdpSocket},
+    os::fd::AsFd,
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
+    time::Duration,
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     config::Settings,
@@ -19,7 +25,7 @@ use crate::{
         state::InstanceState,
     },
     tags::Tag,
-    tap_services::{Shared, TapConfig, TapIpv6, TapServices},
+    tap_services::{Shared, TapConfig, TapIpv6, TapServices, dns::forward::Forwarder},
     time::Millis,
 };
 
@@ -137,7 +143,7 @@ impl Link {
         run(Command::new("nft").arg(format!(
             "table inet test {{ chain pre {{ type nat hook prerouting priority dstnat;
                 ip daddr 169.254.169.254 tcp dport 80 redirect to :{port};
-                ip6 daddr fd00:ec2::254 tcp dport 80 redirect to :{port}; }} }}",
+                ip6 daddr fd00:ec2::254 tcp dport 80 redirect to :{port}; }}; }}",
             port = crate::firewall::METADATA_PORT
         )));
 
@@ -149,7 +155,9 @@ impl Link {
             region: Some("rack-7".to_owned()),
         };
         let db = Db::open(&settings.database()).expect("database");
-        let shared = Shared::open(&settings, db.clone()).expect("shared");
+        let mut shared = Shared::open(&settings, db.clone()).expect("shared");
+        Arc::get_mut(&mut shared).expect("nobody else's").forwarder =
+            Forwarder::new(dir.path().join("resolv.conf"));
         let instance_id = Kind::Instance.new_id().expect("random");
         let mut link = Self {
             services: None,
@@ -275,6 +283,41 @@ impl Link {
             .arg("ip")
             .args(words.split(' '));
         run(&mut command)
+    }
+
+    /// Does something in the guest's namespace: sockets opened so stay in there.
+    async fn enter<T: Send + 'static>(&self, what: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.guest.0.id())).expect("ns");
+        let inside = thread::spawn(move || {
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), network).expect("setns");
+            what()
+        });
+        // Not on this thread: what is done may wait for the services that run here.
+        while !inside.is_finished() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        inside.join().expect("it panicked")
+    }
+
+    /// A guest's socket.
+    pub async fn guest_udp(&self, address: &'static str) -> tokio::net::UdpSocket {
+        let socket = self
+            .enter(move || UdpSocket::bind(address))
+            .await
+            .expect("bind");
+        socket.set_nonblocking(true).expect("nonblocking");
+        tokio::net::UdpSocket::from_std(socket).expect("socket")
+    }
+
+    /// A guest's connection.
+    pub async fn guest_tcp(&self, address: &'static str) -> TcpStream {
+        let stream = self
+            .enter(move || TcpStream::connect(address))
+            .await
+            .expect("connect");
+        stream.set_nonblocking(true).expect("nonblocking");
+        stream
     }
 
     /// Gives the guest what DHCP would.

@@ -2,4 +2,7 @@
 //! on the other end of a veth that stands for the tap.
 
 mod clients;
+mod cloud_init;
+mod dns;
+mod ipv6;
 mod link;
