@@ -228,9 +228,10 @@ async fn an_instance_has_interfaces_in_several_networks() -> Result<()> {
             .ip(&format!("-o link show {}", interface.tap_name))?;
         ensure!(link.contains(&format!("mtu {}", network.mtu)), "{link}");
     }
-    let mut neighbour = addressed(&hearth, &back).await?;
-    let ping = "ping address=10.24.0.99 count=2 timeout=10";
-    neighbour.expect_ok(ping).await?;
+    let neighbour = addressed(&hearth, &back).await?;
+    let address = neighbour.guest.interface().await?.private_ipv4;
+    let ping = format!("ping nic=1 address={address} count=2 timeout=10");
+    probe.expect_ok(&ping).await?;
     drop((probe, neighbour));
 
     // The address is taken; the network's range is what it is.
