@@ -4,11 +4,10 @@
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
     AllocateAddressRequest, AssociateAddressRequest, CreateAddressPoolRequest,
-    CreateNetworkRequest, CreatePortForwardRequest, DeleteNetworkRequest,
-    DeletePortForwardRequest, DescribeAddressesRequest, DescribeNetworksRequest,
-    DescribePortForwardsRequest, DescribeSecurityGroupsRequest, DisassociateAddressRequest,
-    InstanceState, ModifyNetworkRequest, Network, RunInstancesRequest, StopInstancesRequest,
-    TerminateInstancesRequest,
+    CreateNetworkRequest, CreatePortForwardRequest, DeleteNetworkRequest, DeletePortForwardRequest,
+    DescribeAddressesRequest, DescribeNetworksRequest, DescribePortForwardsRequest,
+    DescribeSecurityGroupsRequest, DisassociateAddressRequest, InstanceState, ModifyNetworkRequest,
+    Network, RunInstancesRequest, StopInstancesRequest, TerminateInstancesRequest,
 };
 use hearth_tests::{
     Guest, Hearth, Netns, Probe, needs_kvm, needs_network,
@@ -24,7 +23,10 @@ async fn networks(hearth: &Hearth) -> Result<Vec<Network>> {
 
 async fn groups(hearth: &Hearth) -> Result<usize> {
     let all = DescribeSecurityGroupsRequest::default();
-    let answer = hearth.security_groups().describe_security_groups(all).await?;
+    let answer = hearth
+        .security_groups()
+        .describe_security_groups(all)
+        .await?;
     Ok(answer.into_inner().security_groups.len())
 }
 
@@ -58,7 +60,10 @@ async fn a_network_is_made_changed_and_deleted_or_not_at_all() -> Result<()> {
         let again = again.into_inner().network.context("no network")?;
         let found = networks(&hearth).await?;
         ensure!(found.len() == 1, "{step}: {found:#?}");
-        ensure!(found[0].network_id == again.network_id, "{step}: {found:#?}");
+        ensure!(
+            found[0].network_id == again.network_id,
+            "{step}: {found:#?}"
+        );
         ensure!(groups(&hearth).await? == 1, "{step}");
         ensure!(rules(hearth.netns()?)?.contains("inet hearth"), "{step}");
 
@@ -202,7 +207,11 @@ async fn public_addresses_and_forwards_are_what_the_rows_say() -> Result<()> {
         });
         ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
         let all = DescribeAddressesRequest::default();
-        let all = hearth.networks().describe_addresses(all).await?.into_inner();
+        let all = hearth
+            .networks()
+            .describe_addresses(all)
+            .await?
+            .into_inner();
         ensure!(all.addresses.len() == 1, "{step}: {all:?}");
         ensure!(all.addresses[0].instance_id == id, "{step}: {all:?}");
         ensure!(on_the_host(&hearth)?, "{step}");
@@ -216,7 +225,11 @@ async fn public_addresses_and_forwards_are_what_the_rows_say() -> Result<()> {
         });
         ensure!(hearth.crash_at(step, call).await?.is_err(), "{step}");
         let all = DescribeAddressesRequest::default();
-        let all = hearth.networks().describe_addresses(all).await?.into_inner();
+        let all = hearth
+            .networks()
+            .describe_addresses(all)
+            .await?
+            .into_inner();
         ensure!(all.addresses[0].instance_id.is_empty(), "{step}: {all:?}");
         ensure!(!on_the_host(&hearth)?, "{step}");
         let in_force = rules(hearth.netns()?)?.contains(&address.public_ipv4);

@@ -186,9 +186,15 @@ async fn an_elastic_address_is_an_instances_in_both_directions() -> Result<()> {
     };
     let associated = hearth.networks().associate_address(associate).await?;
     let associated = associated.into_inner().address.context("no address")?;
-    ensure!(associated.private_ipv4 == interface.private_ipv4, "{associated:?}");
+    ensure!(
+        associated.private_ipv4 == interface.private_ipv4,
+        "{associated:?}"
+    );
     let described = probe.guest.interface().await?;
-    ensure!(described.public_ipv4 == address.public_ipv4, "{described:?}");
+    ensure!(
+        described.public_ipv4 == address.public_ipv4,
+        "{described:?}"
+    );
     echo(&outside, &public, PATIENCE)?;
     // What it sends outside comes from there.
     let visit = visitor(&outside, 5002)?;
@@ -227,7 +233,10 @@ async fn an_elastic_address_is_an_instances_in_both_directions() -> Result<()> {
     ensure!(probe.guest.interface().await?.public_ipv4.is_empty());
     echo(&outside, &public, PATIENCE)?;
     let counted = second.expect_ok("network").await?;
-    ensure!(counted["services"][0]["bytes"].as_u64() > Some(0), "{counted}");
+    ensure!(
+        counted["services"][0]["bytes"].as_u64() > Some(0),
+        "{counted}"
+    );
     drop((probe, second));
 
     // It is there after the agent's death, too.
@@ -259,7 +268,9 @@ async fn an_elastic_address_is_an_instances_in_both_directions() -> Result<()> {
     .check(hearth.networks().delete_address_pool(delete.clone()).await)?;
     // An instance that ends lets it go.
     for instance in hearth.living_instances().await? {
-        Guest::new(&hearth, instance.instance_id).terminate().await?;
+        Guest::new(&hearth, instance.instance_id)
+            .terminate()
+            .await?;
     }
     let lost = |event: &hearth_proto::v1::Event| event.message.contains("is gone");
     hearth.event(&address.allocation_id, lost).await?;
@@ -286,7 +297,9 @@ async fn a_port_of_the_host_is_an_instances() -> Result<()> {
         instance_port: 7,
         ..Default::default()
     };
-    let taken = hearth.netns()?.enter(|| Ok(TcpListener::bind("0.0.0.0:8080")?))?;
+    let taken = hearth
+        .netns()?
+        .enter(|| Ok(TcpListener::bind("0.0.0.0:8080")?))?;
     let in_use = Expect {
         code: Code::FailedPrecondition,
         reason: "InvalidPort.InUse",

@@ -93,7 +93,9 @@ async fn an_instance_reaches_its_gateway_and_its_neighbours() -> Result<()> {
     ensure!(message.contains(&one.instance_id), "{message}");
     ensure!(!left_on_the_host(hearth.netns()?)?.is_empty());
     for instance in hearth.living_instances().await? {
-        Guest::new(&hearth, instance.instance_id).terminate().await?;
+        Guest::new(&hearth, instance.instance_id)
+            .terminate()
+            .await?;
     }
     delete(&hearth, &network).await?;
     delete(&hearth, &other).await?;
@@ -146,7 +148,9 @@ async fn addresses_stay_over_stop_and_start_and_over_the_agents_end() -> Result<
     let links = hearth.netns()?.ip("-o link")?;
     ensure!(!links.contains("hth00000000dead"), "{links}");
     ensure!(links.contains("hthforeign"), "{links}");
-    let addresses = hearth.netns()?.ip(&format!("addr show dev {}", before.tap_name))?;
+    let addresses = hearth
+        .netns()?
+        .ip(&format!("addr show dev {}", before.tap_name))?;
     ensure!(!addresses.contains("10.22.0.77"), "{addresses}");
     let mut probe = Probe::attach(Guest::new(&hearth, id.clone())).await?;
     set_addresses(&mut probe, &network).await?;
@@ -216,7 +220,9 @@ async fn an_instance_has_interfaces_in_several_networks() -> Result<()> {
         let address = ipv4_address(interface, network);
         let ping = format!("ping address={} timeout=10 {address}", network.ipv4_gateway);
         probe.expect_ok(&ping).await?;
-        let link = hearth.netns()?.ip(&format!("-o link show {}", interface.tap_name))?;
+        let link = hearth
+            .netns()?
+            .ip(&format!("-o link show {}", interface.tap_name))?;
         ensure!(link.contains(&format!("mtu {}", network.mtu)), "{link}");
     }
     let mut neighbour = addressed(&hearth, &back).await?;
@@ -238,7 +244,11 @@ async fn an_instance_has_interfaces_in_several_networks() -> Result<()> {
     let image = hearth.probe_image().await?.to_owned();
     let address = "network_interfaces[0].private_ipv4";
     for (ipv4, code, reason) in [
-        ("10.24.0.99", Code::FailedPrecondition, "InvalidIPAddress.InUse"),
+        (
+            "10.24.0.99",
+            Code::FailedPrecondition,
+            "InvalidIPAddress.InUse",
+        ),
         ("10.24.0.3", Code::InvalidArgument, "InvalidParameterValue"),
         ("10.24.1.9", Code::InvalidArgument, "InvalidParameterValue"),
         ("many", Code::InvalidArgument, "InvalidParameterValue"),
@@ -251,7 +261,11 @@ async fn an_instance_has_interfaces_in_several_networks() -> Result<()> {
         let expected = Expect {
             code,
             reason,
-            field: if reason == "DryRunOperation" { "" } else { address },
+            field: if reason == "DryRunOperation" {
+                ""
+            } else {
+                address
+            },
         };
         let answer = hearth.instances().run_instances(request).await;
         expected.check(answer).with_context(|| ipv4.to_owned())?;
@@ -336,7 +350,12 @@ async fn networks_are_checked_and_belong_to_accounts() -> Result<()> {
         field: "ipv4_range",
     };
     // The host's own.
-    let message = conflict.check(hearth.networks().create_network(request("10.9.0.0/16")).await)?;
+    let message = conflict.check(
+        hearth
+            .networks()
+            .create_network(request("10.9.0.0/16"))
+            .await,
+    )?;
     ensure!(message.contains("uplink"), "{message}");
     let dry = CreateNetworkRequest {
         dry_run: true,
@@ -391,7 +410,12 @@ async fn networks_are_checked_and_belong_to_accounts() -> Result<()> {
     ensure!(forwarding()?.trim() == "1");
     let again = hearth.networks().create_network(named).await?.into_inner();
     ensure!(again.network.context("no network")?.network_id == first.network_id);
-    conflict.check(hearth.networks().create_network(request("10.30.0.128/25")).await)?;
+    conflict.check(
+        hearth
+            .networks()
+            .create_network(request("10.30.0.128/25"))
+            .await,
+    )?;
     let mut same_name = request("10.31.0.0/24");
     same_name.name = "prod".to_owned();
     let duplicate = Expect {
@@ -433,7 +457,10 @@ async fn networks_are_checked_and_belong_to_accounts() -> Result<()> {
         }],
         ..Default::default()
     };
-    let found = hearth.networks().describe_networks(defaults.clone()).await?;
+    let found = hearth
+        .networks()
+        .describe_networks(defaults.clone())
+        .await?;
     let found = found.into_inner().networks;
     ensure!(found.len() == 1 && found[0].network_id == second.network_id);
     let modify = ModifyNetworkRequest {
@@ -455,7 +482,12 @@ async fn networks_are_checked_and_belong_to_accounts() -> Result<()> {
         (second.network_id, "local"),
         (theirs.network_id, "team-b"),
     ] {
-        let request = as_account(owner, DeleteNetworkRequest { network_id: id.clone() });
+        let request = as_account(
+            owner,
+            DeleteNetworkRequest {
+                network_id: id.clone(),
+            },
+        );
         hearth.networks().delete_network(request).await?;
         let gone = hearth.event(&id, |event| event.state == "deleted").await?;
         ensure!(gone.r#type == "network.state", "{gone:?}");
@@ -473,12 +505,29 @@ async fn hearth_net_shows_who_has_which_address() -> Result<()> {
         command.env("HEARTH_SOCKET", hearth.socket());
         hearth_tests::programs::output_of(command.args(arguments))
     };
-    let made = cli(&["network", "create", "10.26.0.0/24", "--name", "prod", "--ipv6", "auto"])?;
+    let made = cli(&[
+        "network",
+        "create",
+        "10.26.0.0/24",
+        "--name",
+        "prod",
+        "--ipv6",
+        "auto",
+    ])?;
     ensure!(made.contains("10.26.0.0/24"), "{made}");
     let image = hearth.probe_image().await?.to_owned();
     let run = [
-        "run", &image, "--memory", "32", "--name", "web", "--network", "prod", "--ip",
-        "10.26.0.9", "--wait",
+        "run",
+        &image,
+        "--memory",
+        "32",
+        "--name",
+        "web",
+        "--network",
+        "prod",
+        "--ip",
+        "10.26.0.9",
+        "--wait",
     ];
     cli(&run)?;
     let table = cli(&["net"])?;
@@ -498,11 +547,17 @@ async fn hearth_net_shows_who_has_which_address() -> Result<()> {
     }
     let json: serde_json::Value =
         serde_json::from_str(&cli(&["net", "--output", "json", "--network", "prod"])?)?;
-    ensure!(json["networkInterfaces"][0]["privateIpv4"] == "10.26.0.9", "{json}");
+    ensure!(
+        json["networkInterfaces"][0]["privateIpv4"] == "10.26.0.9",
+        "{json}"
+    );
     let shown = cli(&["instance", "show", "web"])?;
     ensure!(shown.contains("eth0 10.26.0.9"), "{shown}");
     let listed = cli(&["network", "list"])?;
-    ensure!(listed.contains("prod") && listed.contains("250"), "{listed}");
+    ensure!(
+        listed.contains("prod") && listed.contains("250"),
+        "{listed}"
+    );
     let refused = cli(&["network", "delete", "prod"]);
     let refused = format!("{:?}", refused.err().context("it is in use")?);
     ensure!(refused.contains("DependencyViolation"), "{refused}");

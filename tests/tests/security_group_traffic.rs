@@ -115,7 +115,11 @@ impl Member<'_> {
     /// A datagram of the host does not arrive.
     fn closed(&self, world: &World, port: u16) -> Result<()> {
         let socket = world.socket(self.at(port)?)?;
-        socket.send(b"let me in")?;
+        match socket.send(b"let me in") {
+            // The host's own packet does not leave.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(()),
+            sent => sent?,
+        };
         self.settled(world)?;
         socket.set_nonblocking(true)?;
         match socket.recv(&mut [0; 16]) {
@@ -278,7 +282,7 @@ async fn a_rule_opens_one_port_while_connections_are_tried() -> Result<()> {
     let result = std::thread::scope(|scope| {
         scope.spawn(|| tried(open, &opened[0]));
         scope.spawn(|| tried(shut, &opened[1]));
-        let result = runtime.block_on(async {
+        let tell = async {
             while tries.load(Ordering::Relaxed) < 6 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -290,7 +294,8 @@ async fn a_rule_opens_one_port_while_connections_are_tried() -> Result<()> {
                 Ok(())
             })
             .await
-        });
+        };
+        let result = tokio::task::block_in_place(|| runtime.block_on(tell));
         ended.store(true, Ordering::Relaxed);
         result
     });

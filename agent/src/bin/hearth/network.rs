@@ -314,10 +314,7 @@ fn print_one(network: &Network) -> Result<(), Failure> {
         ("NAT", if network.nat { "yes" } else { "no" }.to_owned()),
         ("Default", yes(network.is_default)),
         ("DNS domain", network.dns_domain.clone()),
-        (
-            "Created",
-            human::time_and_age(network.create_time.as_ref()),
-        ),
+        ("Created", human::time_and_age(network.create_time.as_ref())),
         ("Tags", tags.join("\n")),
         ("Owner", network.owner_id.clone()),
     ])

@@ -37,7 +37,12 @@ pub struct CreateArgs {
     /// The port in the instance.
     port: u32,
     /// The port of the host; one from 30000 on is picked when nothing is said.
-    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
     host_port: u32,
     /// UDP instead of TCP.
     #[arg(long)]
