@@ -62,7 +62,11 @@ impl Guest {
 
     fn closed(&self, hearth: &Hearth, port: u16) -> Result<()> {
         let socket = self.socket(hearth, port)?;
-        socket.send(b"let me in")?;
+        match socket.send(b"let me in") {
+            // The host's own packet does not leave.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(()),
+            sent => sent?,
+        };
         for _ in 0..2 {
             self.opened(hearth, CONTROL)?;
         }
@@ -183,15 +187,14 @@ async fn rules_that_were_committed_are_in_force_after_a_crash_and_the_old_ones_u
     passes(&socket)?;
     let step = "security-group.rules-removed";
     dies_at(&mut hearth, guest, step, call, true, false).await?;
-    socket.send(b"cut")?;
-    for _ in 0..2 {
-        guest.opened(&hearth, CONTROL)?;
+    if socket.send(b"cut").is_ok() {
+        for _ in 0..2 {
+            guest.opened(&hearth, CONTROL)?;
+        }
+        socket.set_nonblocking(true)?;
+        let heard = socket.recv(&mut [0; 16]);
+        ensure!(heard.is_err(), "the connection lives on");
     }
-    socket.set_nonblocking(true)?;
-    ensure!(
-        socket.recv(&mut [0; 16]).is_err(),
-        "the connection lives on"
-    );
 
     // Out of the group that opens the port.
     hearth.allow(&web, &rule).await?;

@@ -115,7 +115,11 @@ impl Member<'_> {
     /// A datagram of the host does not arrive.
     fn closed(&self, world: &World, port: u16) -> Result<()> {
         let socket = world.socket(self.at(port)?)?;
-        socket.send(b"let me in")?;
+        match socket.send(b"let me in") {
+            // The host's own packet does not leave.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(()),
+            sent => sent?,
+        };
         self.settled(world)?;
         socket.set_nonblocking(true)?;
         match socket.recv(&mut [0; 16]) {
@@ -225,7 +229,7 @@ async fn a_new_instance_refuses_everything_inbound_and_may_send_anything() -> Re
         &second.interface.private_ipv6,
     );
     for to in [ipv4, ipv6] {
-        let ping = format!("ping address={to} timeout=10");
+        let ping = format!("ping address={to} count=3 timeout=10");
         first.probe.expect_ok(&ping).await?;
     }
     second.probe.expect_ok("tcp_echo port=80").await?;
@@ -278,7 +282,7 @@ async fn a_rule_opens_one_port_while_connections_are_tried() -> Result<()> {
     let result = std::thread::scope(|scope| {
         scope.spawn(|| tried(open, &opened[0]));
         scope.spawn(|| tried(shut, &opened[1]));
-        let result = runtime.block_on(async {
+        let tell = async {
             while tries.load(Ordering::Relaxed) < 6 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -290,7 +294,8 @@ async fn a_rule_opens_one_port_while_connections_are_tried() -> Result<()> {
                 Ok(())
             })
             .await
-        });
+        };
+        let result = tokio::task::block_in_place(|| runtime.block_on(tell));
         ended.store(true, Ordering::Relaxed);
         result
     });
@@ -433,7 +438,8 @@ async fn icmp_rules_are_of_types_and_both_families_have_their_own() -> Result<()
     );
     let mut ping = async |to: &str, works: bool| {
         if works {
-            let ping = format!("ping address={to} timeout=10");
+            // The first answer of a card that does not know its neighbours yet is lost.
+            let ping = format!("ping address={to} count=3 timeout=10");
             pinger.probe.expect_ok(&ping).await.map(drop)
         } else {
             let ping = format!("ping address={to} timeout=0.5");
