@@ -140,6 +140,14 @@ async fn an_instance_learns_its_address_and_all_about_itself() -> Result<()> {
     hearth.start_agent().await?;
     let guest = hearth_tests::Guest::new(&hearth, id.clone());
     let mut probe = Probe::attach(guest).await?;
+    // The console shows its earlier answers first.
+    probe.send("that_was_before").await?;
+    while !probe
+        .answer()
+        .await?
+        .to_string()
+        .contains("that_was_before")
+    {}
     let answer = get(&mut probe, &token_before, "meta-data/instance-id").await?;
     ensure!(answer["status"] == 200 && answer["body"] == id, "{answer}");
     let off = MetadataOptions {
