@@ -92,7 +92,8 @@ impl Engine {
             let mut scope = Scope::default();
             for change in &request.changes {
                 units.extend(compile::affected(policy, change));
-                if request.cut {
+                // Who gets the address next must not get the connections, too.
+                if request.cut || matches!(change, Change::RemoveInterface(_)) {
                     scope.add(policy, change);
                 }
                 undo.push(policy.inverse(change));

@@ -349,6 +349,17 @@ fn egress(table: &mut Table) {
         vec![
             rule().iif_prefix(true, TAP_PREFIX).goto("leaving"),
             rule().oif_prefix(true, TAP_PREFIX).goto("arriving"),
+            // What is for an address of ours that nobody has would go out again.
+            rule()
+                .ipv4()
+                .key_destination(Field::Ipv4)
+                .is_in("networks4")
+                .drop(),
+            rule()
+                .ipv6()
+                .key_destination(Field::Ipv6)
+                .is_in("networks6")
+                .drop(),
         ],
     );
     // The mark lets the agent's own packets in; nothing that is forwarded has it.
@@ -377,6 +388,18 @@ fn egress(table: &mut Table) {
                     true,
                     Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32),
                 )
+                .goto("refused-out"),
+            rule()
+                .oif_prefix(false, TAP_PREFIX)
+                .ipv4()
+                .key_destination(Field::Ipv4)
+                .is_in("networks4")
+                .goto("refused-out"),
+            rule()
+                .oif_prefix(false, TAP_PREFIX)
+                .ipv6()
+                .key_destination(Field::Ipv6)
+                .is_in("networks6")
                 .goto("refused-out"),
             rule().ipv4().key_iif().verdict_map("out4"),
             rule().ipv6().key_iif().verdict_map("out6"),

@@ -214,7 +214,7 @@ fn sets(
             found.table.sets.insert(name, set);
             continue;
         };
-        if header != SetHeader::of(set) {
+        if !header.is(&SetHeader::of(set)) {
             beyond(found, format!("set {name} is of another kind"));
         }
         let counters = |_: &ElementKey, _: &str, _: Counter| {};
