@@ -8,7 +8,7 @@ use super::{
     Firewall, Repair, lock,
     netlink::{NetlinkError, Socket},
 };
-use crate::{context::Context, db::DbError, events::NewEvent, shutdown::Shutdown};
+use crate::{accounts, context::Context, db::DbError, events::NewEvent, shutdown::Shutdown};
 
 /// How often the rules are looked at when nobody seems to touch them.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -28,7 +28,8 @@ pub async fn run(context: Arc<Context>, shutdown: Shutdown) {
     while let Some(repair) = repaired.recv().await {
         let event = NewEvent {
             kind: "firewall.repaired",
-            owner: String::new(),
+            // The host's administrator.
+            owner: accounts::DEFAULT.to_owned(),
             resource_id: String::new(),
             previous_state: String::new(),
             state: String::new(),

@@ -4,8 +4,6 @@
 
 use std::net::IpAddr;
 
-use rustix::thread::{MembarrierCommand, membarrier};
-
 use super::{
     netlink::{
         CTNETLINK, NetlinkError, Socket,
@@ -67,10 +65,6 @@ pub fn cut(
     if scopes.iter().all(|scope| scope.is_empty()) {
         return Ok(counts);
     }
-    // A packet that is under way still passes by the old rules, and its connection is not in the
-    // list yet: this returns once each processor is done with what it had begun (RCU). Kernels
-    // with nohz_full processors do not offer it.
-    let _ = membarrier(MembarrierCommand::Global);
     let index = admit::Index::new(policy);
     for connection in dump(socket)? {
         let hit: Vec<usize> = (0..scopes.len())

@@ -215,8 +215,8 @@ impl World {
             changes: vec![change],
             cut: true,
         };
-        let mut results = self.engine.apply(&[request]).expect("applied");
-        results.pop().expect("one").expect("cut")
+        let mut cuts = self.engine.apply(&[request]).expect("applied");
+        cuts.counts.pop().expect("one").expect("cut")
     }
 
     /// All connections end, whatever the policy says.
