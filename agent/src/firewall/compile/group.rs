@@ -251,7 +251,11 @@ fn lookup(way: Way, peers: Option<&str>, kind: Kind, set: &str) -> crate::firewa
             builder.key_source(way.address())
         }
     };
-    let mut builder = rule();
+    let mut builder = if way.ipv6 {
+        rule().ipv6()
+    } else {
+        rule().ipv4()
+    };
     if let Some(peers) = peers {
         builder = address(builder).is_in(&lists::addresses(peers, way.ipv6));
     }

@@ -76,6 +76,7 @@ fn groups(policy: &Policy, id: &str, interface: &Interface, network: &Network, t
         let mut rules = match way.name() {
             "out4" => vec![
                 rule()
+                    .ipv4()
                     .key_destination(Field::Ipv4)
                     .is_in("networks4")
                     .destination4_in(false, network.ipv4.trunc())
@@ -85,6 +86,7 @@ fn groups(policy: &Policy, id: &str, interface: &Interface, network: &Network, t
             ],
             "out6" => {
                 let isolation = rule()
+                    .ipv6()
                     .key_destination(Field::Ipv6)
                     .is_in("networks6")
                     .comment("isolation");

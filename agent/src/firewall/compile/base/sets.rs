@@ -1,0 +1,61 @@
+//! The sets that interfaces, networks and addresses fill.
+
+use crate::firewall::table::{Field, Lookup, Set, SetData, Table};
+
+pub fn sets(table: &mut Table) {
+    use Field::{Ether, Interface, Ipv4, Ipv6, Port, Protocol};
+    let mut set = |name: &str, key: &[Field], lookup, data, counters| {
+        let key = key.to_vec();
+        table.set(
+            name,
+            Set {
+                key,
+                lookup,
+                data,
+                counters,
+            },
+        );
+    };
+    let exact =
+        |set: &mut dyn FnMut(&str, &[Field], Lookup, SetData, bool), name: &str, key: &[Field]| {
+            set(name, key, Lookup::Exact, SetData::Nothing, false);
+        };
+    // Who is who.
+    exact(&mut set, "taps", &[Interface]);
+    exact(&mut set, "macs", &[Interface, Ether]);
+    exact(&mut set, "sources4", &[Interface, Ether, Ipv4]);
+    exact(&mut set, "sources6", &[Interface, Ether, Ipv6]);
+    exact(&mut set, "own4", &[Interface, Ipv4]);
+    exact(&mut set, "own6", &[Interface, Ipv6]);
+    exact(&mut set, "services4", &[Interface, Ipv4]);
+    exact(&mut set, "services6", &[Interface, Ipv6]);
+    exact(&mut set, "gateways4", &[Ipv4]);
+    // Our networks, and those that the outside sees under the host's address.
+    for (name, field) in [
+        ("networks4", Ipv4),
+        ("networks6", Ipv6),
+        ("nat4", Ipv4),
+        ("nat6", Ipv6),
+    ] {
+        set(name, &[field], Lookup::Ranges, SetData::Nothing, false);
+    }
+    // An interface's groups.
+    for name in ["out4", "out6", "in4", "in6"] {
+        set(name, &[Interface], Lookup::Exact, SetData::Verdict, false);
+    }
+    // Packets that were refused, by interface.
+    for name in ["spoofed", "refused-out", "refused-in", "refused-host"] {
+        set(name, &[Interface], Lookup::Exact, SetData::Nothing, true);
+    }
+    // Addresses and ports that are others'.
+    let value = |fields: &[Field]| SetData::Value(fields.to_vec());
+    set("public4", &[Ipv4], Lookup::Exact, value(&[Ipv4]), false);
+    set("private4", &[Ipv4], Lookup::Exact, value(&[Ipv4]), false);
+    set(
+        "forwards",
+        &[Protocol, Port],
+        Lookup::Exact,
+        value(&[Ipv4, Port]),
+        false,
+    );
+}
