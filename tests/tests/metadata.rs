@@ -165,7 +165,7 @@ async fn impossible_options_are_refused_and_name_their_field() -> Result<()> {
     let hearth = Hearth::start().await?;
     let id = "i-0123456789abcdef0";
     let missing = modify(&hearth, id, MetadataOptions::default()).await;
-    ensure!(format!("{:?}", missing.err()).contains("InvalidInstanceID.NotFound"));
+    ensure!(format!("{:?}", missing.err()).contains("there is no instance"));
     let image = hearth.probe_image().await?.to_owned();
     let request = hearth_proto::v1::RunInstancesRequest {
         image_id: image.clone(),
