@@ -41,6 +41,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("launch", |bench| Box::pin(launch::measure(bench))),
     ("disk", |bench| Box::pin(disk::measure(bench))),
     ("net", |bench| Box::pin(net::measure(bench))),
+    ("net-linux", |bench| Box::pin(net::linux::measure(bench))),
     ("snapshots", |bench| Box::pin(snapshots::measure(bench))),
     ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),
