@@ -45,6 +45,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("security-groups", |bench| {
         Box::pin(security_groups::measure(bench))
     }),
+    ("net-linux", |bench| Box::pin(net::linux::measure(bench))),
     ("snapshots", |bench| Box::pin(snapshots::measure(bench))),
     ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),
