@@ -7,7 +7,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -24,14 +24,17 @@ use super::{
     frames::Link,
     packets::Way,
     policy::{self, CHANGED},
-    world::{Halted, PEER, TCP_PORT, UDP_PORT, World},
+    world::{Halted, PEER, UDP_PORT, World},
 };
 
-/// Of each kind.
+/// Of each kind; the guest has room for a few more connections.
 pub const ROUNDS: usize = 50;
 
-/// Before and after a change.
+/// Before and after a change; longer until something was sent, if nobody lets us.
 const WHILE: Duration = Duration::from_millis(10);
+
+/// So many datagrams are sent before and after a change at least.
+const SOME: usize = 20;
 
 /// Between datagrams, and between looks at what has come.
 const OFTEN: Duration = Duration::from_micros(20);
@@ -100,13 +103,14 @@ async fn udp(
     let numbers = watcher.numbers(UDP_PORT)?;
     ensure!(numbers.is_empty(), "what nobody sent went through");
     let knocking = Knocking::start(way, port);
-    tokio::time::sleep(WHILE).await;
+    knocking.go_on().await?;
     let call = world.allow(CHANGED, &[rule]).await?;
     let returned = Instant::now();
-    tokio::time::sleep(WHILE).await;
+    knocking.go_on().await?;
     let sent = knocking.end()?;
     let first = watcher.numbers(UDP_PORT)?.into_iter().min();
-    let first = sent.get(usize::try_from(first.context("nothing came through")?)?);
+    let first = first.with_context(|| format!("of {} packets none came through", sent.len()))?;
+    let first = sent.get(usize::try_from(first)?);
     changes
         .udp_opened
         .add(call, returned, *first.context("never sent")?);
@@ -117,10 +121,10 @@ async fn udp(
     let halted = Halted::new(&world.target)?;
     watcher.numbers(UDP_PORT)?;
     let knocking = Knocking::start(way, port);
-    tokio::time::sleep(WHILE).await;
+    knocking.go_on().await?;
     let (call, cut) = world.revoke(CHANGED, &policy::udp(UDP_PORT)).await?;
     let returned = Instant::now();
-    tokio::time::sleep(WHILE).await;
+    knocking.go_on().await?;
     let sent = knocking.end()?;
     let last = watcher.numbers(UDP_PORT)?.into_iter().max();
     let last = usize::try_from(last.context("the stream never came through")?)?;
@@ -152,13 +156,16 @@ pub fn answered(world: &World, from: u16, to: u16) -> Result<()> {
 /// Sends numbered datagrams without an end.
 struct Knocking {
     over: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     thread: JoinHandle<Result<Vec<Instant>>>,
 }
 
 impl Knocking {
     fn start(way: &Way<'_>, port: u16) -> Self {
         let over = Arc::new(AtomicBool::new(false));
+        let count = Arc::new(AtomicUsize::new(0));
         let (told, sender, guest) = (over.clone(), way.sender.clone(), way.guest);
+        let counting = count.clone();
         let thread = thread::spawn(move || {
             let mut sent = Vec::new();
             while !told.load(Ordering::Relaxed) {
@@ -166,11 +173,28 @@ impl Knocking {
                 sender.send(&[frame])?;
                 // It is through by now, or never will be.
                 sent.push(Instant::now());
+                counting.store(sent.len(), Ordering::Relaxed);
                 thread::sleep(OFTEN);
             }
             Ok(sent)
         });
-        Self { over, thread }
+        Self {
+            over,
+            count,
+            thread,
+        }
+    }
+
+    /// Lets it knock for a while.
+    async fn go_on(&self) -> Result<()> {
+        let before = self.count.load(Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        tokio::time::sleep(WHILE).await;
+        while self.count.load(Ordering::Relaxed) < before + SOME {
+            ensure!(Instant::now() < deadline, "nothing is sent");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// When each was sent.
@@ -181,11 +205,11 @@ impl Knocking {
 }
 
 async fn tcp(world: &World, watcher: &Arc<Link>, changes: &mut Changes) -> Result<()> {
-    let to = SocketAddr::from((world.target.ipv4, TCP_PORT));
+    let to = SocketAddr::from((world.target.ipv4, world.tcp_port));
     let over = Arc::new(AtomicBool::new(false));
     let attempts = world.outside.spawn(move || connect_at_last(to))?;
     tokio::time::sleep(WHILE).await;
-    let call = world.allow(CHANGED, &[policy::tcp(TCP_PORT)]).await?;
+    let call = world.allow(CHANGED, &[policy::tcp(world.tcp_port)]).await?;
     let returned = Instant::now();
     let (stream, connected) = attempts.join().map_err(|_| anyhow!("it panicked"))??;
     changes.tcp_opened.add(call, returned, connected);
@@ -196,7 +220,7 @@ async fn tcp(world: &World, watcher: &Arc<Link>, changes: &mut Changes) -> Resul
     let (told, seen) = (over.clone(), watcher.clone());
     let watching = thread::spawn(move || last_segment(&seen, from, &told));
     tokio::time::sleep(2 * WHILE).await;
-    let (call, cut) = world.revoke(CHANGED, &policy::tcp(TCP_PORT)).await?;
+    let (call, cut) = world.revoke(CHANGED, &policy::tcp(world.tcp_port)).await?;
     let returned = Instant::now();
     tokio::time::sleep(2 * WHILE).await;
     over.store(true, Ordering::Relaxed);

@@ -35,6 +35,9 @@ const PORTS: usize = 50_000;
 /// At most, for one figure of a round.
 const LONG: Duration = Duration::from_millis(700);
 
+/// Frames that wait at a tap, if nobody changed it.
+const TAP_QUEUE: usize = 1000;
+
 /// Frames between looks at the clock.
 const CHUNK: usize = 32;
 
@@ -104,11 +107,16 @@ impl<'a> Way<'a> {
             .map(|_| self.frame((PEER, STREAM_PORT), OPEN_PORT, 0))
             .collect();
         let (mut opened, mut established, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            forget_connections(self.host)?;
-            opened.push(self.flood(&opening, false, true).context("opening")?);
+        // A tap counts what waits at it only when there is room no more.
+        let prepare = || -> Result<()> {
             forget_connections(self.host)?;
             establish(self, STREAM_PORT)?;
+            (0..=TAP_QUEUE / CHUNK).try_for_each(|_| self.sender.send(&stream))
+        };
+        for _ in 0..ROUNDS {
+            prepare()?;
+            opened.push(self.flood(&opening, false, true).context("opening")?);
+            prepare()?;
             established.push(self.flood(&stream, true, true).context("established")?);
             if refuses {
                 refused.push(self.flood(&closed, true, false).context("refused")?);
@@ -182,7 +190,7 @@ impl<'a> Way<'a> {
         };
         Ok(Counters {
             came: of(UPLINK, &[1])?,
-            // Also those for which the tap has no room.
+            // Taken, or thrown away since there is no room.
             went: of(&self.tap, &[9, 11])?,
         })
     }

@@ -16,7 +16,7 @@ use hearth_tests::Netns;
 use rustix::ioctl::{Setter, ioctl};
 
 use super::{
-    frames::{FAR_MAC, Frame, Link, NEAR_MAC},
+    frames::{FAR_MAC, Frame, NEAR_MAC},
     packets::{Rates, Way},
     policy::{self, GROUPS, OPEN_PORT, Rule},
     world::{DOWNLINK, HOST, PEER, Target, UDP_PORT, UPLINK},

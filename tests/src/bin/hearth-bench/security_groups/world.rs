@@ -27,9 +27,15 @@ pub const DOWNLINK: &str = "out0";
 pub const HOST: &str = "203.0.113.1/24";
 pub const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
-/// Ports that the probe answers on, and that are opened and closed.
+/// Ports that the probe answers on, and that are opened and closed: TCP's in turns.
 pub const UDP_PORT: u16 = 7002;
-pub const TCP_PORT: u16 = 7001;
+const TCP_PORTS: [u16; 2] = [7001, 7003];
+
+/// Of each of them. A connection that was cut occupies the guest for good: nobody may tell it.
+const TCP_CONNECTIONS: usize = 64;
+
+/// For the buffers of these connections.
+const MEMORY_MIB: u64 = 128;
 
 const RANGE: &str = "10.20.0.0/16";
 
@@ -41,6 +47,8 @@ pub struct World {
     pub groups: Vec<String>,
     /// The measured instance.
     pub target: Target,
+    /// A port that it answers on, and that is opened and closed.
+    pub tcp_port: u16,
 }
 
 /// An instance.
@@ -83,7 +91,10 @@ impl World {
             group(&hearth, &network, OTHER).await?,
         ];
         let probe = hearth
-            .probe(|request| member(request, &network, vec![groups[CHANGED].clone()]))
+            .probe(|request| {
+                request.memory_mib = MEMORY_MIB;
+                member(request, &network, vec![groups[CHANGED].clone()]);
+            })
             .await?;
         let target = serve(probe, &network).await?;
         let world = Self {
@@ -92,6 +103,7 @@ impl World {
             network,
             groups,
             target,
+            tcp_port: TCP_PORTS[0],
         };
         world.allow(CHANGED, &[policy::first_rule()]).await?;
         Ok(world)
@@ -100,6 +112,7 @@ impl World {
     /// Makes the rest of the full policy around what is there.
     pub async fn fill(&mut self) -> Result<Filling> {
         let mut filling = Filling::default();
+        self.tcp_port = TCP_PORTS[1];
         for number in self.groups.len()..GROUPS {
             self.groups
                 .push(group(&self.hearth, &self.network, number).await?);
@@ -193,8 +206,9 @@ impl World {
                 }),
                 ..Default::default()
             };
-            let page = self.hearth.networks().describe_network_interfaces(request);
-            let page = page.await?.into_inner();
+            let mut client = self.hearth.networks();
+            let page = client.describe_network_interfaces(request).await?;
+            let page = page.into_inner();
             all.extend(page.network_interfaces);
             next_token = page.next_token;
             if next_token.is_empty() {
@@ -251,9 +265,11 @@ async fn serve(mut probe: Probe<'_>, network: &Network) -> Result<Target> {
     probe
         .expect_ok(&format!("udp_echo port={OPEN_PORT}"))
         .await?;
-    probe
-        .expect_ok(&format!("tcp_echo port={TCP_PORT}"))
-        .await?;
+    for port in TCP_PORTS {
+        probe
+            .expect_ok(&format!("tcp_echo port={port} connections={TCP_CONNECTIONS}"))
+            .await?;
+    }
     let instance = probe.guest.describe().await?;
     Ok(Target {
         instance_id: instance.instance_id,
