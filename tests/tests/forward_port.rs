@@ -13,9 +13,7 @@ use hearth_proto::v1::{
     forward_port_input::Input, forward_port_output::Output,
 };
 use hearth_tests::{
-    Expect, Hearth,
-    accounts::as_account,
-    needs_kvm, needs_network,
+    Expect, Hearth, as_account, needs_kvm, needs_network,
     networks::{in_network, ipv4_address},
     programs,
 };

@@ -19,7 +19,6 @@ pub struct Packet {
 
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
-pub const RST: u8 = 0x04;
 
 impl Packet {
     pub fn new(source: IpAddr, destination: IpAddr, protocol: u8, payload: Vec<u8>) -> Self {

@@ -267,7 +267,9 @@ async fn serve(mut probe: Probe<'_>, network: &Network) -> Result<Target> {
         .await?;
     for port in TCP_PORTS {
         probe
-            .expect_ok(&format!("tcp_echo port={port} connections={TCP_CONNECTIONS}"))
+            .expect_ok(&format!(
+                "tcp_echo port={port} connections={TCP_CONNECTIONS}"
+            ))
             .await?;
     }
     let instance = probe.guest.describe().await?;
