@@ -81,11 +81,11 @@ async fn listen(firewall: Firewall) {
     loop {
         let ours = firewall.inner.clone();
         let port = tokio::task::spawn_blocking(move || lock(&ours.engine).port());
-        if let Ok(Some(port)) = port.await {
-            if let Err(error) = listen_on(&firewall, port).await {
-                tracing::debug!("listening to changes of rules: {error}");
-                firewall.inner.disturbed.notify_one();
-            }
+        if let Ok(Some(port)) = port.await
+            && let Err(error) = listen_on(&firewall, port).await
+        {
+            tracing::debug!("listening to changes of rules: {error}");
+            firewall.inner.disturbed.notify_one();
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -5,10 +5,10 @@
 //! while an instance runs (names, tags, options of the metadata service, elastic addresses) is
 //! read from the database for each request.
 //!
-//! - [`dhcp4`]: DHCP (RFC 2131)
-//! - [`router`], [`dhcp6`]: router advertisements (RFC 4861), DHCPv6 (RFC 8415)
-//! - [`metadata`]: the metadata service
-//! - [`dns`]: a DNS server
+//! - `dhcp4`: DHCP (RFC 2131)
+//! - `router`, `dhcp6`: router advertisements (RFC 4861), DHCPv6 (RFC 8415)
+//! - `metadata`: the metadata service
+//! - `dns`: a DNS server
 //! - [`names`]: what instances are called within their network
 
 mod dhcp4;

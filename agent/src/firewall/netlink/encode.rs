@@ -267,7 +267,7 @@ impl SetHeader {
         let mut header = Self::default();
         if let [field] = set.key[..] {
             // A single field is not filled up.
-            key_len = u32::try_from(field.len()).unwrap_or_default();
+            key_len = u32::try_from(field.size()).unwrap_or_default();
         }
         header.key_type = key_type;
         header.key_len = key_len;

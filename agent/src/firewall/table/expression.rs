@@ -345,7 +345,7 @@ impl RuleBuilder {
     }
 
     pub fn key_payload(self, field: Field, base: u32, offset: u32) -> Self {
-        let len = u32::try_from(field.len()).unwrap_or_default();
+        let len = u32::try_from(field.size()).unwrap_or_default();
         self.load(field, |register| E::Payload {
             base,
             offset,

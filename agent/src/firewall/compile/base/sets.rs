@@ -16,20 +16,21 @@ pub fn sets(table: &mut Table) {
             },
         );
     };
-    let exact =
-        |set: &mut dyn FnMut(&str, &[Field], Lookup, SetData, bool), name: &str, key: &[Field]| {
-            set(name, key, Lookup::Exact, SetData::Nothing, false);
-        };
     // Who is who.
-    exact(&mut set, "taps", &[Interface]);
-    exact(&mut set, "macs", &[Interface, Ether]);
-    exact(&mut set, "sources4", &[Interface, Ether, Ipv4]);
-    exact(&mut set, "sources6", &[Interface, Ether, Ipv6]);
-    exact(&mut set, "own4", &[Interface, Ipv4]);
-    exact(&mut set, "own6", &[Interface, Ipv6]);
-    exact(&mut set, "services4", &[Interface, Ipv4]);
-    exact(&mut set, "services6", &[Interface, Ipv6]);
-    exact(&mut set, "gateways4", &[Ipv4]);
+    let exact: [(&str, &[Field]); 9] = [
+        ("taps", &[Interface]),
+        ("macs", &[Interface, Ether]),
+        ("sources4", &[Interface, Ether, Ipv4]),
+        ("sources6", &[Interface, Ether, Ipv6]),
+        ("own4", &[Interface, Ipv4]),
+        ("own6", &[Interface, Ipv6]),
+        ("services4", &[Interface, Ipv4]),
+        ("services6", &[Interface, Ipv6]),
+        ("gateways4", &[Ipv4]),
+    ];
+    for (name, key) in exact {
+        set(name, key, Lookup::Exact, SetData::Nothing, false);
+    }
     // Our networks, and those that the outside sees under the host's address.
     for (name, field) in [
         ("networks4", Ipv4),
