@@ -5,7 +5,7 @@ use super::{
     world::{End, HOST4, World, in_namespace, interface, policy},
 };
 use crate::firewall::{
-    explain::{self, Point, explain},
+    explain::{self, Point, Transport, explain},
     policy::{Change, Policy},
 };
 
@@ -82,8 +82,13 @@ fn run(seed: u64, changes: usize, packets: usize) {
                 assert!(seen.is_none(), "{}", context());
                 continue;
             }
-            passed += 1;
             let end = goes_to(&policy, &described);
+            // What turns round in the host is no business of ours, and protocols without ports have
+            // no two connections between the same addresses: none to oneself by a public address.
+            if end == from && (from == End::Outside || described.transport == Transport::Other) {
+                continue;
+            }
+            passed += 1;
             assert_eq!(seen.as_ref().map(|it| it.0), Some(end), "{}", context());
             let (_, seen) = seen.clone().expect("arrived");
             // Answers pass whatever the other direction's rules say.
