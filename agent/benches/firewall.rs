@@ -55,7 +55,16 @@ fn rule(group: usize, number: usize) -> Rule {
             Peer::Group(group_id((group + 7 * number) % GROUPS)),
         ),
         6..12 => {
-            let words = [0x2001, 0xdb8, group as u16, (number as u16) << 8, 0, 0, 0, 0];
+            let words = [
+                0x2001,
+                0xdb8,
+                group as u16,
+                (number as u16) << 8,
+                0,
+                0,
+                0,
+                0,
+            ];
             let block = Ipv6Net::new_assert(Ipv6Addr::from(words), 56);
             (ports(first, first + 9), Peer::Block(IpNet::V6(block)))
         }
@@ -107,7 +116,10 @@ fn interface(number: usize) -> Interface {
 fn policy() -> Policy {
     let network = Network {
         ipv4: Ipv4Net::new_assert(Ipv4Addr::new(10, 20, 0, 0), 16),
-        ipv6: Some(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0), 64)),
+        ipv6: Some(Ipv6Net::new_assert(
+            Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0),
+            64,
+        )),
         gateway_ipv4: Ipv4Addr::new(10, 20, 0, 1),
         gateway_ipv6: Some(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1)),
         nat: true,
@@ -124,7 +136,9 @@ fn policy() -> Policy {
 /// The changed group has one rule more.
 fn one_more() -> Change {
     let mut group = group(CHANGED);
-    group.rules.insert("sgr-new".to_owned(), rule(CHANGED + 1, RULES));
+    group
+        .rules
+        .insert("sgr-new".to_owned(), rule(CHANGED + 1, RULES));
     Change::PutGroup(group_id(CHANGED), group)
 }
 
@@ -136,7 +150,9 @@ fn compiling(criterion: &mut Criterion) {
         bencher.iter(|| Parts::of(black_box(&before), &Layers::default()));
     });
     let parts = Parts::of(&before, &Layers::default());
-    group.bench_function("its tables, put together", |bencher| bencher.iter(|| parts.tables()));
+    group.bench_function("its tables, put together", |bencher| {
+        bencher.iter(|| parts.tables())
+    });
     group.sample_size(100);
     let change = one_more();
     let mut after = before.clone();
@@ -161,7 +177,10 @@ fn evaluating(criterion: &mut Criterion) {
         destination,
     };
     let source = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
-    for (name, port) in [("a connection that is admitted", 443), ("one that is not", 7)] {
+    for (name, port) in [
+        ("a connection that is admitted", 443),
+        ("one that is not", 7),
+    ] {
         group.bench_function(name, |bencher| {
             bencher.iter(|| ingress(black_box(&policy), &to, source, 6, transport(port)).is_some());
         });

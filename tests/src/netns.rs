@@ -83,7 +83,9 @@ impl Netns {
         (peer, its): (&str, &str),
     ) -> Result<()> {
         let pid = other.holder.id();
-        self.ip(&format!("link add {name} type veth peer name {peer} netns {pid}"))?;
+        self.ip(&format!(
+            "link add {name} type veth peer name {peer} netns {pid}"
+        ))?;
         self.ip(&format!("addr add {address} dev {name}"))?;
         self.ip(&format!("link set {name} up"))?;
         other.ip(&format!("addr add {its} dev {peer}"))?;
