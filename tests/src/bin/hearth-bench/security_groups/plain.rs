@@ -87,8 +87,8 @@ impl Plain {
             &format!("insert rule inet plain forward {line}\n"),
         )?;
         let added = ms(start);
-        let handle = said.rsplit("# handle ").next().map(str::trim);
-        let handle = handle.filter(|it| it.bytes().all(|byte| byte.is_ascii_digit()));
+        let handle = said.split_once("# handle ").map(|(_, rest)| rest);
+        let handle = handle.and_then(|rest| rest.split_whitespace().next());
         let handle = handle.with_context(|| format!("no handle in {said:?}"))?;
         let start = Instant::now();
         self.nft(

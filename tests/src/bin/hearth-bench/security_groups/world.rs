@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
-    AuthorizeSecurityGroupRequest, CreateSecurityGroupRequest, DescribeNetworkInterfacesRequest,
-    Direction, InstanceState, Network, NetworkInterface, NetworkInterfaceSpecification,
-    PageRequest, ReplaceInstanceSecurityGroupsRequest, RevokeSecurityGroupRequest,
-    RunInstancesRequest,
+    AuthorizeSecurityGroupRequest, CreateSecurityGroupRequest, DescribeInstancesRequest,
+    DescribeNetworkInterfacesRequest, Direction, Filter, Network, NetworkInterface,
+    NetworkInterfaceSpecification, PageRequest, ReplaceInstanceSecurityGroupsRequest,
+    RevokeSecurityGroupRequest, RunInstancesRequest,
 };
 use hearth_tests::{Guest, Hearth, Netns, Probe, eventually};
 
@@ -132,9 +132,19 @@ impl World {
             filling.run.push(ms(start));
         }
         eventually(async || {
-            let instances = self.hearth.living_instances().await?;
-            let running = |state: i32| state == i32::from(InstanceState::Running);
-            let running = instances.iter().filter(|it| running(it.state)).count();
+            let request = DescribeInstancesRequest {
+                filters: vec![Filter {
+                    name: "instance-state-name".to_owned(),
+                    values: vec!["running".to_owned()],
+                }],
+                page: Some(PageRequest {
+                    max_results: 1000,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let answer = self.hearth.instances().describe_instances(request).await?;
+            let running = answer.into_inner().instances.len();
             ensure!(running == INSTANCES, "{running} instances run");
             Ok(())
         })
