@@ -27,6 +27,9 @@ pub const DEFAULT: &str = "local";
 /// The administrator's name for all accounts at once.
 const ALL: &str = "*";
 
+/// The owner of what all accounts may use alike: pools of addresses.
+pub const EVERYBODY: &str = "*";
+
 /// Most characters of an account's name.
 const MAX_NAME: usize = 64;
 
@@ -98,7 +101,7 @@ impl Account {
 
     /// Whether what belongs to `owner` is this account's.
     pub fn owns(&self, owner: &str) -> bool {
-        self.is_all() || self.0 == owner
+        self.is_all() || self.0 == owner || owner == EVERYBODY
     }
 
     /// Who will own what the call makes.

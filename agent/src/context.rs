@@ -6,7 +6,7 @@ use hearth_images::Store;
 
 use crate::{
     busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
-    instance_types::Catalogue, shutdown::Shutdown, tap_services, turns::Turns,
+    instance_types::Catalogue, networks::Networks, shutdown::Shutdown, tap_services, turns::Turns,
     volumes::classes::Classes,
 };
 
@@ -21,6 +21,7 @@ pub struct Context {
     /// Volumes and images that a call is working on.
     pub busy: Busy,
     pub firewall: Firewall,
+    pub networks: Networks,
     pub tap_services: Arc<tap_services::Shared>,
     /// Who may change what the firewall enforces.
     pub turns: Turns,

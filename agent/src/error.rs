@@ -111,6 +111,8 @@ reasons! {
     NetworkConflict = "InvalidNetwork.Conflict", FailedPrecondition;
     /// Not a range that a network may have.
     NetworkRange = "InvalidNetwork.Range", InvalidArgument;
+    /// The account has as many networks as it may.
+    NetworkLimitExceeded = "NetworkLimitExceeded", ResourceExhausted;
     /// The account has no default network.
     NetworkNotSpecified = "NetworkNotSpecified", FailedPrecondition;
     /// Somebody has the address.
@@ -119,6 +121,14 @@ reasons! {
     InsufficientFreeAddresses = "InsufficientFreeAddressesInSubnet", ResourceExhausted;
     /// No public address is left.
     InsufficientAddressCapacity = "InsufficientAddressCapacity", ResourceExhausted;
+    /// The account has as many elastic addresses as it may.
+    AddressLimitExceeded = "AddressLimitExceeded", ResourceExhausted;
+    /// The pool's range overlaps with another or with the host's own.
+    AddressPoolConflict = "InvalidAddressPool.Conflict", FailedPrecondition;
+    /// Something listens on the host's port, or it is forwarded already.
+    PortInUse = "InvalidPort.InUse", FailedPrecondition;
+    /// The elastic address is not associated.
+    AssociationNotFound = "InvalidAssociationID.NotFound", NotFound;
     /// The elastic address, or the interface, has a partner already.
     AlreadyAssociated = "Resource.AlreadyAssociated", FailedPrecondition;
     /// Others need it.

@@ -6,7 +6,11 @@ use std::{collections::HashMap, io, path::Path};
 
 use hearth_vmm::{
     config::{MAX_VCPUS, MIN_MEMORY_BYTES},
-    devices::virtio::block::throttle::limits::MachineLimits,
+    devices::virtio::{
+        block::throttle::limits::MachineLimits,
+        net::limits::NetLimits,
+        pacing::limits::{Burst, Limit},
+    },
 };
 use serde::Deserialize;
 use thiserror::Error;
@@ -16,6 +20,12 @@ pub const DEFAULT: &str = "t.micro";
 
 /// Memory of a guest comes in steps of this many MiB.
 pub const MEMORY_STEP_MIB: u64 = 2;
+
+/// Bytes per second of one megabit per second.
+const MEGABIT_BYTES: u64 = 1_000_000 / 8;
+
+/// For how long a guest that starts may receive or send at the burst rate, in seconds.
+const BURST_SECONDS: u64 = 300;
 
 /// A name for a shape.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -30,6 +40,13 @@ pub struct InstanceType {
     /// MiB that all disks together may move in a second; without it they are not limited.
     #[serde(default)]
     pub disk_throughput_mib: Option<u32>,
+    /// Megabits that all network interfaces together may carry in a second in each direction, for
+    /// as long as one likes; without it they are not limited.
+    #[serde(default)]
+    pub network_bandwidth_mbps: Option<u32>,
+    /// More than that, which is paid with credits; they come in at the rate above.
+    #[serde(default)]
+    pub network_burst_mbps: Option<u32>,
 }
 
 impl InstanceType {
@@ -38,6 +55,38 @@ impl InstanceType {
         MachineLimits {
             operations_per_second: self.disk_iops.map(u64::from),
             bytes_per_second: self.disk_throughput_mib.map(|mib| u64::from(mib) << 20),
+        }
+    }
+
+    /// Limits of all network interfaces together, as the VMM takes them. A guest starts with all
+    /// the credits that it can have.
+    pub fn net_limits(&self) -> NetLimits {
+        let bytes = |mbps: u32| u64::from(mbps) * MEGABIT_BYTES;
+        let limit = self.network_bandwidth_mbps.map(|mbps| Limit {
+            per_second: bytes(mbps),
+            burst: self.network_burst_mbps.map(|burst| Burst {
+                per_second: bytes(burst),
+                most_credits: bytes(burst.saturating_sub(mbps)) * BURST_SECONDS,
+                credits: None,
+            }),
+        });
+        NetLimits {
+            received: limit,
+            sent: limit,
+        }
+    }
+
+    /// What is wrong with the figures of its network, if anything.
+    fn network_problem(&self) -> Option<String> {
+        match (self.network_bandwidth_mbps, self.network_burst_mbps) {
+            (None, Some(_)) => {
+                Some("network_burst_mbps goes beyond a network_bandwidth_mbps".to_owned())
+            }
+            (Some(baseline), Some(burst)) if burst <= baseline => {
+                Some("network_burst_mbps is more than network_bandwidth_mbps".to_owned())
+            }
+            (Some(0), _) => Some("network_bandwidth_mbps is at least 1".to_owned()),
+            _ => None,
         }
     }
 }
@@ -57,7 +106,8 @@ pub enum CatalogueError {
     Read(#[from] io::Error),
     /// Not JSON, or not this form.
     #[error(
-        "instance types must be a list of {{name, vcpus, memory_mib, disk_iops, disk_throughput_mib}}: {0}"
+        "instance types must be a list of {{name, vcpus, memory_mib, disk_iops, \
+         disk_throughput_mib, network_bandwidth_mbps, network_burst_mbps}}: {0}"
     )]
     Parse(#[from] serde_json::Error),
     /// A type that no guest could have.
@@ -146,6 +196,7 @@ fn check(new: &InstanceType) -> Result<(), CatalogueError> {
         vcpus_problem(new.vcpus)
             .or_else(|| memory_problem(new.memory_mib))
             .or_else(|| limits.err().map(|error| error.to_string()))
+            .or_else(|| new.network_problem())
     } else {
         Some("a name is FAMILY.SIZE, of lower-case letters, digits and dashes".to_owned())
     };
@@ -197,6 +248,37 @@ mod tests {
     }
 
     #[test]
+    fn the_network_of_a_larger_type_of_a_family_is_faster() {
+        let catalogue = load(None).expect("built in");
+        for pair in catalogue.all().windows(2) {
+            let family = |shape: &InstanceType| shape.name.split('.').next().map(str::to_owned);
+            let limit = |shape: &InstanceType| shape.net_limits().sent.expect("a limit");
+            for shape in pair {
+                assert_eq!(shape.net_limits().validate(), Ok(()), "{}", shape.name);
+            }
+            if family(&pair[0]) == family(&pair[1]) {
+                let (small, large) = (limit(&pair[0]), limit(&pair[1]));
+                assert!(large.per_second > small.per_second, "{}", pair[1].name);
+            }
+        }
+    }
+
+    #[test]
+    fn megabits_become_bytes_and_a_burst_lasts_five_minutes() {
+        let types = r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64,
+            "network_bandwidth_mbps": 8, "network_burst_mbps": 40}]"#;
+        let catalogue = load(Some(types)).expect("fine");
+        let limits = catalogue.get("x.y").expect("new").net_limits();
+        assert_eq!(limits.received, limits.sent);
+        let limit = limits.sent.expect("a limit");
+        assert_eq!(limit.per_second, 1_000_000);
+        let burst = limit.burst.expect("a burst");
+        assert_eq!(burst.per_second, 5_000_000);
+        // 5 MB go and 1 MB comes in, each second.
+        assert_eq!(burst.most_credits, 300 * (5_000_000 - 1_000_000));
+    }
+
+    #[test]
     fn the_operators_file_adds_types_and_replaces_them() {
         let catalogue = load(Some(
             r#"[{"name": "x.tiny", "vcpus": 1, "memory_mib": 64},
@@ -216,6 +298,10 @@ mod tests {
             r#"[{"name": "x.y", "vcpus": 33, "memory_mib": 64}]"#,
             r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 65}]"#,
             r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64, "disk_iops": 0}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64, "network_bandwidth_mbps": 0}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64, "network_burst_mbps": 9}]"#,
+            r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 64,
+                 "network_bandwidth_mbps": 9, "network_burst_mbps": 9}]"#,
             r#"[{"name": "x.y", "vcpus": 1, "memory_mib": 18446744073709551614}]"#,
         ] {
             assert!(

@@ -8,6 +8,7 @@
 //! - `upkeep`: the store as a whole: checks, checksums, usage, exports.
 //! - `reconcile`: brings the host back in line with the database, at start and on a timer.
 //! - `merging`: keeps the chains of layers below volumes short.
+//! - `networks`: virtual networks, addresses in them and of them; `links`: taps, routes.
 //! - `tap_services`: DHCP, router advertisements, names and metadata for guests.
 //! - `keys`: SSH key pairs.
 //! - `security_groups`: who may talk to an instance, and to whom it may talk.
@@ -41,7 +42,9 @@ mod images;
 mod instance_types;
 mod instances;
 mod keys;
+mod links;
 mod merging;
+mod networks;
 mod query;
 mod reconcile;
 mod security_groups;

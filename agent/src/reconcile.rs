@@ -28,6 +28,7 @@ use crate::{
     ids::Kind,
     images::{self, model::ImageState},
     instances::Instances,
+    networks,
     shutdown::Shutdown,
     snapshots,
     time::Millis,
@@ -106,6 +107,7 @@ async fn remove_unreachable_layers(context: &Context) {
 /// One round.
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
     instances.revive().await?;
+    networks::reconcile::sweep(context).await?;
     finish_volumes(context).await?;
     volumes::credits::sample(context).await?;
     snapshots::delete::reconcile(context, instances).await?;

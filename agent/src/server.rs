@@ -20,6 +20,7 @@ use hearth_images::Store;
 use hearth_proto::v1::{
     event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
     instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
+    network_service_server::NetworkServiceServer,
     security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
@@ -33,19 +34,21 @@ use tonic::transport::Server;
 use crate::{
     api::{
         events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
-        security_groups::SecurityGroupApi, snapshots::SnapshotApi, store::StoreApi,
-        volumes::VolumeApi,
+        networks::NetworkApi, security_groups::SecurityGroupApi, snapshots::SnapshotApi,
+        store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
     context::Context,
     db::{Db, DbError},
     error::ApiError,
-    firewall::Firewall,
+    firewall::{self, Firewall},
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
-    merging, reconcile, shutdown, tap_services,
+    merging,
+    networks::{self, Networks},
+    reconcile, shutdown, tap_services,
     turns::Turns,
     upkeep::checksums,
     volumes::classes::Classes,
@@ -142,6 +145,9 @@ pub async fn serve(
         .await
         .map_err(|error| reconcile_error(&error))?;
     let listener = listen(&context.settings.socket)?;
+    networks::reconcile::at_start(&context)
+        .await
+        .map_err(|error| reconcile_error(&error))?;
     let instances = Arc::new(Instances::new(context.clone()));
     instances
         .take_up()
@@ -155,6 +161,7 @@ pub async fn serve(
     let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
     let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
+    let watchman = tokio::spawn(firewall::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -180,6 +187,7 @@ pub async fn serve(
     let _ = tokio::time::timeout(DRAIN, summer).await;
     // A merge stops after the piece that it copies.
     let _ = tokio::time::timeout(DRAIN, merger).await;
+    let _ = tokio::time::timeout(DRAIN, watchman).await;
     Ok(result?)
 }
 
@@ -209,6 +217,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         classes: Arc::new(classes),
         busy: Busy::default(),
         firewall: Firewall::default(),
+        networks: Networks::default(),
         turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
@@ -241,6 +250,10 @@ async fn router(
         instances: instances.clone(),
     })
     .max_decoding_message_size(MAX_MESSAGE);
+    let network_api = NetworkServiceServer::new(NetworkApi {
+        context: context.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
     let key_pair_api = KeyPairServiceServer::new(KeyPairApi {
         context: context.clone(),
     });
@@ -264,6 +277,9 @@ async fn router(
         .await;
     health.set_serving::<ImageServiceServer<ImageApi>>().await;
     health
+        .set_serving::<NetworkServiceServer<NetworkApi>>()
+        .await;
+    health
         .set_serving::<KeyPairServiceServer<KeyPairApi>>()
         .await;
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
@@ -282,6 +298,7 @@ async fn router(
         .add_service(volume_api)
         .add_service(snapshot_api)
         .add_service(image_api)
+        .add_service(network_api)
         .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)

@@ -13,8 +13,8 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
-    volume_service_client::VolumeServiceClient,
+    network_service_client::NetworkServiceClient, snapshot_service_client::SnapshotServiceClient,
+    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
@@ -116,6 +116,11 @@ impl Hearth {
     /// A client of the image service.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the network service.
+    pub fn networks(&self) -> NetworkServiceClient<Channel> {
+        NetworkServiceClient::new(self.channel.clone())
     }
 
     /// A client of the store service.

@@ -21,7 +21,7 @@
 //! - [`Guest`] is one instance; [`Console`] its serial console.
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
-//! - [`Netns`] is a network namespace for an agent, with taps.
+//! - [`Netns`] is a network namespace for an agent, with taps; [`networks`] makes networks in it.
 //! - [`as_account`] calls as somebody else.
 //! - [`root_disk`] makes disks that have their kernel inside.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
@@ -41,6 +41,7 @@ mod guest_image;
 mod hearth;
 mod imports;
 pub mod netns;
+pub mod networks;
 pub mod probe;
 pub mod processes;
 pub mod programs;

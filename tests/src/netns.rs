@@ -76,7 +76,16 @@ impl Netns {
 
     /// Makes a tap that is up, with this address (such as `10.9.0.1/24`) on the host's side.
     pub fn tap(&self, name: &str, address: &str) -> Result<()> {
-        self.ip(&format!("tuntap add {name} mode tap"))?;
+        self.tap_with("", name, address)
+    }
+
+    /// [`Self::tap`], to which several queues can be attached.
+    pub fn tap_of_queues(&self, name: &str, address: &str) -> Result<()> {
+        self.tap_with(" multi_queue", name, address)
+    }
+
+    fn tap_with(&self, flags: &str, name: &str, address: &str) -> Result<()> {
+        self.ip(&format!("tuntap add {name} mode tap{flags}"))?;
         self.ip(&format!("addr add {address} dev {name}"))?;
         self.ip(&format!("link set {name} up"))?;
         Ok(())

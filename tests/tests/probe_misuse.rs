@@ -141,7 +141,7 @@ async fn a_guest_that_misuses_its_network_card_harms_nobody_else() -> Result<()>
     needs_kvm!();
     needs_network!();
     let netns = Netns::new()?;
-    netns.tap("tap0", "10.9.0.1/24")?;
+    netns.tap_of_queues("tap0", "10.9.0.1/24")?;
     netns.tap("tap1", "10.9.1.1/24")?;
     let hearth = Hearth::start_in(Some(netns)).await?;
     let on = |tap: &str| {
@@ -155,9 +155,18 @@ async fn a_guest_that_misuses_its_network_card_harms_nobody_else() -> Result<()>
     let ping = "ping address=10.9.1.1 timeout=10 ip=10.9.1.2";
     witness.expect_ok(ping).await?;
 
-    let mut hostile = hearth.probe(on("tap0")).await?;
+    // With two vCPUs it has two pairs of queues, and so a control queue.
+    let two_vcpus = |request: &mut RunInstancesRequest| {
+        request.vcpus = 2;
+        on("tap0")(request);
+    };
+    let mut hostile = hearth.probe(two_vcpus).await?;
     let _traffic = Traffic::start(hearth.netns()?)?;
-    for device in ["device=nic queue=0", "device=nic queue=1"] {
+    for device in [
+        "device=nic queue=0",
+        "device=nic queue=1",
+        "device=nic queue=2",
+    ] {
         let card = Victim {
             device,
             works: "ping address=10.9.0.1 timeout=10 ip=10.9.0.2",

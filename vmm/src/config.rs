@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError, MachineLimits};
+use crate::devices::virtio::net::limits::NetLimits;
 use crate::devices::virtio::net::mac::{MacAddress, MacError};
+use crate::devices::virtio::net::tap::QueuePairs;
 
 /// Version of this document and of the control protocol; the VMM refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -30,7 +32,7 @@ pub const MAX_DEVICES: usize = 15;
 pub const MAX_DISKS: usize = MAX_DEVICES;
 
 /// Most pairs of queues of one network interface.
-pub const MAX_QUEUE_PAIRS: u16 = 1;
+pub const MAX_QUEUE_PAIRS: u16 = 8;
 
 /// Least MTU that an interface may have (virtio 1.2, 5.1.4.1).
 pub const MIN_MTU: u16 = 68;
@@ -67,6 +69,9 @@ pub struct VmConfig {
     /// In the order in which the guest sees them (`eth0`, `eth1`, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// What all interfaces together may carry in a second, each direction by itself.
+    #[serde(default)]
+    pub net_limits: NetLimits,
     /// The directory of this process's own files; must exist. See [`run_files`].
     pub run_dir: PathBuf,
     /// Which kind of KVM to expect; `auto` but in tests.
@@ -114,6 +119,9 @@ pub enum ConfigError {
     /// A disk's serial.
     #[error("disks: the serial {0:?} is not 1 to {MAX_SERIAL_BYTES} bytes of printable ASCII")]
     Serial(String),
+    /// The limits of all interfaces.
+    #[error("net_limits: {0}")]
+    NetLimits(LimitsError),
     /// An interface's tap.
     #[error(
         "nets: the tap {0:?} is not the name of an interface: 1 to {MAX_TAP_NAME_BYTES} bytes \
@@ -175,6 +183,7 @@ impl VmConfig {
         self.disk_limits
             .validate()
             .map_err(ConfigError::MachineLimits)?;
+        self.net_limits.validate().map_err(ConfigError::NetLimits)?;
         for (index, net) in self.nets.iter().enumerate() {
             net.validate()?;
             if self.nets[..index].iter().any(|other| other.tap == net.tap) {
@@ -235,6 +244,14 @@ impl NetConfig {
         match self.mtu {
             Some(mtu) if mtu < MIN_MTU => Err(ConfigError::Mtu { tap: tap(), mtu }),
             _ => Ok(()),
+        }
+    }
+
+    /// How many pairs of queues a machine of `vcpus` asks of the tap.
+    pub fn pairs(&self, vcpus: u8) -> QueuePairs {
+        match self.queue_pairs {
+            0 => QueuePairs::UpTo(u16::from(vcpus).clamp(1, MAX_QUEUE_PAIRS)),
+            count => QueuePairs::Exactly(count),
         }
     }
 
@@ -303,13 +320,15 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Name of a tap in the network namespace of the VMM: it must be there, without
-    /// `multi_queue`, and nobody else may be attached to it. The VMM neither makes it nor brings
-    /// it up.
+    /// Name of a tap in the network namespace of the VMM: it must be there, and nobody else may be
+    /// attached to it. The VMM neither makes it nor brings it up. With `multi_queue` it can have
+    /// several pairs of queues, without it has one.
     pub tap: String,
     /// The guest's address on it, such as `02:00:00:00:00:01`; unicast.
     pub mac: String,
-    /// Number of pairs of queues: 1, and 0 stands for 1.
+    /// Number of pairs of queues: 1 to [`MAX_QUEUE_PAIRS`], and more than 1 only of a tap that was
+    /// made with `multi_queue`. 0 picks one for each vCPU, at most [`MAX_QUEUE_PAIRS`], or one if
+    /// the tap can have no more.
     #[serde(default)]
     pub queue_pairs: u16,
     /// Largest IP packet in bytes that the guest may send and gets, but for those that are still
@@ -377,6 +396,7 @@ mod tests {
                 queue_pairs: 0,
                 mtu: Some(1500),
             }],
+            net_limits: NetLimits::default(),
             run_dir: "run".into(),
             platform: PlatformChoice::Auto,
         }
@@ -394,7 +414,7 @@ mod tests {
     fn figures_out_of_range_are_named() {
         assert_eq!(valid().validate(), Ok(()));
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 19] = [
+        let cases: [(Change, &str); 20] = [
             (|c| c.version = 9, "version"),
             (|c| c.vcpus = 0, "vcpus"),
             (|c| c.vcpus = 33, "vcpus"),
@@ -426,7 +446,11 @@ mod tests {
             (|c| c.nets[0].tap = "tap%d".into(), "tap"),
             (|c| c.nets.push(c.nets[0].clone()), "tap0 is there twice"),
             (|c| c.nets[0].mac = "ff:ff:ff:ff:ff:ff".into(), "unicast"),
-            (|c| c.nets[0].queue_pairs = 2, "2 pairs"),
+            (|c| c.nets[0].queue_pairs = 9, "9 pairs"),
+            (
+                |c| c.net_limits.sent = Some(Limit::steady(0)),
+                "net_limits: per_second: 0",
+            ),
             (|c| c.nets[0].mtu = Some(67), "mtu 67"),
         ];
         for (change, word) in cases {

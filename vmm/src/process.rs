@@ -69,6 +69,7 @@ fn run_guest(
         serial: machine.serial(),
         power: machine.power(),
         disks: machine.disks(),
+        nets: machine.nets(),
         hotplug: machine.hotplug(),
         subscribers: subscribers.clone(),
         start_to_guest_ns,

@@ -5,7 +5,12 @@ use std::time::Duration;
 use hearth_images::DiskFormat;
 use hearth_proto::v1;
 
-pub use super::convert_volume::{volume, volume_class};
+pub use super::{
+    convert_network::{
+        address, interface, interface_of, network, network_request, pool, port_forward,
+    },
+    convert_volume::{volume, volume_class},
+};
 
 use crate::{
     error::{ApiError, ApiResult},
@@ -112,8 +117,16 @@ pub fn instance_state(state: InstanceState) -> v1::InstanceState {
 }
 
 pub fn instance(view: InstanceView) -> v1::Instance {
-    let InstanceView { instance, volumes } = view;
+    let InstanceView {
+        instance,
+        volumes,
+        interfaces,
+    } = view;
     let reason = instance.reason;
+    let network_interfaces = interfaces
+        .into_iter()
+        .map(|(interface, network)| interface_of(interface, &network, &instance.tags))
+        .collect();
     v1::Instance {
         instance_id: instance.id,
         owner_id: instance.owner,
@@ -142,7 +155,7 @@ pub fn instance(view: InstanceView) -> v1::Instance {
                 mac_address: interface.mac,
             })
             .collect(),
-        network_interfaces: Vec::new(),
+        network_interfaces,
         key_name: instance.launch.key_name,
         metadata_options: Some((&instance.metadata_options).into()),
     }

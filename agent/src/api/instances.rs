@@ -16,11 +16,11 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     ids::Kind,
     instances::{
-        Instances, STOP_PATIENCE,
+        Instances, Listed, STOP_PATIENCE,
         disks::DiskRequest,
         driver::Change,
         launch::LaunchRequest,
-        model::{Instance, Interface},
+        model::Interface,
         state::{Asked, InstanceState},
     },
     tokens::ClientToken,
@@ -61,6 +61,7 @@ impl InstanceApi {
             "client_token",
             &request,
         )?;
+        let networks = convert::network_request(&request);
         Ok(LaunchRequest {
             owner,
             image_id: request.image_id,
@@ -88,10 +89,21 @@ impl InstanceApi {
                     mac: interface.mac_address,
                 })
                 .collect(),
+            networks,
             key_name: request.key_name,
             metadata_options: request.metadata_options.unwrap_or_default(),
         })
     }
+}
+
+/// The groups of a list below `field`, which must be the caller's own.
+fn own_groups(ids: &[String], field: &str) -> Vec<Named> {
+    let dot = if field.is_empty() { "" } else { "." };
+    let own = |(index, id): (usize, &String)| {
+        let field = format!("{field}{dot}security_group_ids[{index}]");
+        Named::own(Kind::SecurityGroup, id, field)
+    };
+    ids.iter().enumerate().map(own).collect()
 }
 
 fn disk_request(mapping: v1::BlockDeviceMapping) -> DiskRequest {
@@ -123,6 +135,17 @@ impl InstanceService for InstanceApi {
             let field = format!("block_devices[{index}].snapshot_id");
             named.push(Named::usable(Kind::Snapshot, &disk.snapshot_id, field));
         }
+        for (index, interface) in request.network_interfaces.iter().enumerate() {
+            let field = format!("network_interfaces[{index}]");
+            let network = &interface.network_id;
+            named.push(Named::own(
+                Kind::Network,
+                network,
+                format!("{field}.network_id"),
+            ));
+            named.extend(own_groups(&interface.security_group_ids, &field));
+        }
+        named.extend(own_groups(&request.security_group_ids, ""));
         account.check(&self.context, named).await?;
         let launch = Self::launch_request(account.owner()?, request)?;
         let instances = self.instances.clone();
@@ -141,8 +164,7 @@ impl InstanceService for InstanceApi {
             filters,
             page,
         } = request.into_inner();
-        let query =
-            super::query::<Instance>(account, &instance_ids, "instance_ids", filters, page)?;
+        let query = super::query::<Listed>(account, &instance_ids, "instance_ids", filters, page)?;
         let page = self.instances.describe(query).await?;
         Ok(Response::new(v1::DescribeInstancesResponse {
             instances: page.objects.into_iter().map(convert::instance).collect(),
@@ -350,6 +372,8 @@ impl InstanceService for InstanceApi {
                 memory_mib: shape.memory_mib,
                 max_disk_iops: shape.disk_iops.unwrap_or(0),
                 max_disk_throughput_mib: shape.disk_throughput_mib.unwrap_or(0),
+                network_bandwidth_mbps: shape.network_bandwidth_mbps.unwrap_or(0),
+                network_burst_mbps: shape.network_burst_mbps.unwrap_or(0),
             })
             .collect();
         Ok(Response::new(v1::DescribeInstanceTypesResponse {

@@ -2,6 +2,7 @@
 //! function, and turns the result back. Nothing is decided here.
 
 mod convert;
+mod convert_network;
 mod convert_security_group;
 mod convert_volume;
 pub mod events;
@@ -9,6 +10,7 @@ mod forward_port;
 pub mod images;
 pub mod instances;
 pub mod key_pairs;
+pub mod networks;
 pub mod security_groups;
 pub mod snapshots;
 pub mod store;

@@ -14,7 +14,9 @@ use crate::{
     security_groups::{
         self,
         authorize::{self, AuthorizeRequest},
-        create, delete, membership,
+        create, delete,
+        explain::{self, ExplainRequest},
+        membership,
         model::{Rule, SecurityGroup},
         prefix_lists::{self, model::PrefixList},
         revoke::{self, RevokeRequest},
@@ -186,9 +188,29 @@ impl SecurityGroupService for SecurityGroupApi {
 
     async fn explain_traffic(
         &self,
-        _request: Request<v1::ExplainTrafficRequest>,
+        request: Request<v1::ExplainTrafficRequest>,
     ) -> Result<Response<v1::ExplainTrafficResponse>, Status> {
-        Err(Status::unimplemented("ExplainTraffic"))
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let request = ExplainRequest {
+            from: request.from,
+            to: request.to,
+            protocol: request.protocol,
+            port: request.port,
+            code: request.code,
+            source_port: request.source_port,
+        };
+        let explained = explain::explain_traffic(&self.context, &account, request).await?;
+        let steps = explained.steps.into_iter().map(|step| v1::TrafficStep {
+            point: step.point,
+            passes: step.passes,
+            rule: step.rule.map(|it| wire::rule(it, (0, 0))),
+            reason: step.reason,
+        });
+        Ok(Response::new(v1::ExplainTrafficResponse {
+            allowed: explained.allowed,
+            steps: steps.collect(),
+        }))
     }
 
     async fn create_prefix_list(

@@ -5,11 +5,15 @@
 //! of an object and the event that tells of it are one transaction ([`Tx`]); events go out to
 //! watchers after the commit, in the order of commits.
 
+pub mod addresses;
 pub mod events;
 pub mod images;
 pub mod instances;
+pub mod interfaces;
 pub mod key_pairs;
+pub mod networks;
 pub mod permissions;
+pub mod port_forwards;
 pub mod prefix_lists;
 mod schema;
 pub mod security_groups;
@@ -233,6 +237,12 @@ fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> DbResult<T> {
 /// Writes a JSON column.
 fn to_json(value: &impl serde::Serialize) -> DbResult<String> {
     serde_json::to_string(value).map_err(|error| DbError::Malformed(error.to_string()))
+}
+
+/// Reads a column that holds an address or a range.
+fn parsed<T: std::str::FromStr>(text: &str) -> DbResult<T> {
+    text.parse()
+        .map_err(|_| DbError::Malformed(format!("{text:?}")))
 }
 
 /// A size for SQLite, which has no unsigned numbers. No size of ours comes near 2^63.

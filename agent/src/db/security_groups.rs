@@ -175,6 +175,15 @@ pub fn interfaces_in(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// The interfaces of an instance, the first one first.
+pub fn interfaces_of(connection: &Connection, instance_id: &str) -> DbResult<Vec<String>> {
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM network_interfaces WHERE instance_id = ?1 ORDER BY device_index",
+    )?;
+    let rows = select.query_map([instance_id], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// The owner of an interface, and the interface as the firewall knows it.
 pub fn interface(
     connection: &Connection,

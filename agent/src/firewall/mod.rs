@@ -1,14 +1,34 @@
 //! Holds what security groups, isolation, address translation and anti-spoofing want, as rules of
-//! nftables in a table of our own.
+//! nftables in tables of our own (`inet hearth`, `arp hearth`). docs/firewall.md draws them.
+//!
+//! [`policy`] says what is wanted. [`compile`] makes [`table`]s of it, [`netlink`] brings them into
+//! the kernel and reads them back, [`conntrack`] ends connections that are no longer admitted, and
+//! [`explain`] says of one packet what becomes of it, independently of all these.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use thiserror::Error;
-use tokio::sync::Mutex;
+use tokio::sync::oneshot;
 
+mod compile;
+mod conntrack;
+mod engine;
+pub mod explain;
+mod netlink;
 pub mod policy;
+mod table;
+#[cfg(test)]
+mod tests;
+mod watch;
 
+use engine::{Engine, Request};
+use netlink::NetlinkError;
+pub use netlink::read::Counter;
 use policy::{Change, Policy};
+pub use watch::run;
 
 /// Names of taps begin so; whatever carries the prefix and is not in the rules gets nothing
 /// through.
@@ -38,10 +58,32 @@ pub struct Applied {
     pub cut: u64,
 }
 
+/// Rules that were not what they should be, and are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repair {
+    /// How many objects of the tables differed.
+    pub differences: usize,
+    /// Some of them, in words.
+    pub named: Vec<String>,
+}
+
+/// Packets of an interface that were refused, since it is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// From addresses that are not its own, or posing as a server or router.
+    pub spoofed: Counter,
+    /// Sent, and no rule allows it.
+    pub egress: Counter,
+    /// For it, and no rule allows it.
+    pub ingress: Counter,
+    /// To the host, for something that it does not serve.
+    pub host: Counter,
+}
+
 /// Why rules are not in force.
 #[derive(Clone, Debug, Error)]
 pub enum FirewallError {
-    /// The kernel, or `nft`, did not take them. Those from before are in force.
+    /// The kernel did not take them. Those from before are in force.
     #[error("nftables: {0}")]
     Nftables(String),
     /// Connections could not be looked at or cut. The new rules are in force.
@@ -49,30 +91,152 @@ pub enum FirewallError {
     Conntrack(String),
 }
 
+impl From<NetlinkError> for FirewallError {
+    fn from(error: NetlinkError) -> Self {
+        FirewallError::Nftables(error.to_string())
+    }
+}
+
 /// The firewall of the agent's network namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
-    inner: Arc<Mutex<Policy>>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    engine: Mutex<Engine>,
+    /// Changes that wait for the one that is under way.
+    waiting: Mutex<Vec<Waiting>>,
+    /// Told of changes of rules by others.
+    disturbed: tokio::sync::Notify,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: Request,
+    done: oneshot::Sender<Result<u64, FirewallError>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The engine keeps what it holds true before it calls anything that may panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Firewall {
     /// Takes the whole policy, at the agent's start, and makes the kernel's rules equal to it. An
     /// empty policy leaves the kernel alone, unless our table is there.
+    ///
+    /// # Errors
+    /// [`FirewallError::Nftables`]: the rules are as they were.
     pub async fn load(&self, policy: Policy) -> Result<(), FirewallError> {
-        *self.inner.lock().await = policy;
+        let repair = self.with_engine(move |engine| engine.load(policy)).await?;
+        if let Some(repair) = repair {
+            tracing::info!("rules brought up to date: {} changes", repair.differences);
+        }
         Ok(())
     }
 
+    /// The policy in force.
+    pub async fn policy(&self) -> Arc<Policy> {
+        Arc::new(self.inner.lock().await.clone())
+    }
+
     /// Makes changes, all or none, in one transaction; they are in force when it returns.
-    /// Changes that come at the same time may share a transaction.
+    /// Changes that come at the same time may share a transaction. They are made even when nobody
+    /// waits for it any more.
+    ///
+    /// # Errors
+    /// [`FirewallError`], which says what is in force.
     pub async fn apply(
         &self,
         changes: Vec<Change>,
         connections: Connections,
     ) -> Result<Applied, FirewallError> {
-        let _ = connections;
-        let mut policy = self.inner.lock().await;
-        changes.into_iter().for_each(|change| policy.apply(change));
-        Ok(Applied::default())
+        let (done, answer) = oneshot::channel();
+        let cut = connections == Connections::Cut;
+        let request = Request { changes, cut };
+        lock(&self.inner.waiting).push(Waiting { request, done });
+        let inner = self.inner.clone();
+        // Whoever comes first does it for all that wait by then.
+        tokio::task::spawn_blocking(move || inner.apply_waiting());
+        match answer.await {
+            Ok(result) => result.map(|cut| Applied { cut }),
+            Err(_) => Err(FirewallError::Nftables("the agent ends".to_owned())),
+        }
+    }
+
+    /// Compares the kernel's rules with those that are wanted and repairs them; `None` when there
+    /// was nothing to repair. Costs next to nothing when nobody touched any rule since.
+    ///
+    /// # Errors
+    /// [`FirewallError::Nftables`].
+    pub async fn reconcile(&self) -> Result<Option<Repair>, FirewallError> {
+        self.with_engine(Engine::reconcile).await
+    }
+
+    /// The policy in force.
+    pub async fn policy(&self) -> Arc<Policy> {
+        let policy = self.with_engine(|engine| Ok(engine.policy())).await;
+        policy.unwrap_or_default()
+    }
+
+    /// Packets and bytes that each rule let pass, by rule id: first packets of connections. Of
+    /// `groups`, or of all if there are none named. Rules that never counted may be missing.
+    ///
+    /// # Errors
+    /// [`FirewallError::Nftables`].
+    pub async fn counters(
+        &self,
+        groups: BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Counter>, FirewallError> {
+        self.with_engine(move |engine| engine.counters(&groups))
+            .await
+    }
+
+    /// Packets that were refused, by interface id.
+    ///
+    /// # Errors
+    /// [`FirewallError::Nftables`].
+    pub async fn dropped(&self) -> Result<BTreeMap<String, Dropped>, FirewallError> {
+        self.with_engine(Engine::dropped).await
+    }
+
+    async fn with_engine<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine) -> Result<T, FirewallError> + Send + 'static,
+    ) -> Result<T, FirewallError> {
+        let inner = self.inner.clone();
+        let work = tokio::task::spawn_blocking(move || work(&mut lock(&inner.engine)));
+        let failed = |error: tokio::task::JoinError| FirewallError::Nftables(error.to_string());
+        work.await.map_err(failed)?
+    }
+}
+
+impl Inner {
+    fn apply_waiting(&self) {
+        let mut engine = lock(&self.engine);
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        if waiting.is_empty() {
+            return;
+        }
+        let (requests, done): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|it| (it.request, it.done)).unzip();
+        let results = match engine.apply(&requests) {
+            Ok(results) => results,
+            // One of them is at fault: each for itself.
+            Err(_) if requests.len() > 1 => requests
+                .chunks(1)
+                .map(|request| {
+                    let mut results = engine.apply(request)?;
+                    results.pop().unwrap_or(Ok(0))
+                })
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        for (done, result) in done.into_iter().zip(results) {
+            // Whoever asked may be gone.
+            let _ = done.send(result);
+        }
     }
 }

@@ -155,6 +155,67 @@ impl Policy {
         }
     }
 
+    /// The steps that take `change` back, if it is taken now.
+    pub fn inverse(&self, change: &Change) -> Vec<Change> {
+        fn put<K: Ord, V: Clone>(
+            map: &BTreeMap<K, V>,
+            id: &K,
+            put: impl FnOnce(V) -> Change,
+            remove: impl FnOnce() -> Change,
+        ) -> Vec<Change> {
+            vec![map.get(id).cloned().map_or_else(remove, put)]
+        }
+        match change {
+            Change::PutNetwork(id, _) | Change::RemoveNetwork(id) => put(
+                &self.networks,
+                id,
+                |it| Change::PutNetwork(id.clone(), it),
+                || Change::RemoveNetwork(id.clone()),
+            ),
+            Change::PutInterface(id, _) => put(
+                &self.interfaces,
+                id,
+                |it| Change::PutInterface(id.clone(), it),
+                || Change::RemoveInterface(id.clone()),
+            ),
+            Change::RemoveInterface(id) => {
+                let interface = self.interfaces.get(id).cloned();
+                let interface = interface.map(|it| Change::PutInterface(id.clone(), it));
+                let addresses = self.addresses.iter().filter(|(_, it)| *it == id);
+                let forwards = self.forwards.iter().filter(|(_, it)| it.interface == *id);
+                interface
+                    .into_iter()
+                    .chain(addresses.map(|(it, id)| Change::PutAddress(*it, id.clone())))
+                    .chain(forwards.map(|(id, it)| Change::PutForward(id.clone(), it.clone())))
+                    .collect()
+            }
+            Change::PutGroup(id, _) | Change::RemoveGroup(id) => put(
+                &self.groups,
+                id,
+                |it| Change::PutGroup(id.clone(), it),
+                || Change::RemoveGroup(id.clone()),
+            ),
+            Change::PutPrefixList(id, _) | Change::RemovePrefixList(id) => put(
+                &self.prefix_lists,
+                id,
+                |it| Change::PutPrefixList(id.clone(), it),
+                || Change::RemovePrefixList(id.clone()),
+            ),
+            Change::PutAddress(address, _) | Change::RemoveAddress(address) => put(
+                &self.addresses,
+                address,
+                |it| Change::PutAddress(*address, it),
+                || Change::RemoveAddress(*address),
+            ),
+            Change::PutForward(id, _) | Change::RemoveForward(id) => put(
+                &self.forwards,
+                id,
+                |it| Change::PutForward(id.clone(), it),
+                || Change::RemoveForward(id.clone()),
+            ),
+        }
+    }
+
     /// The addresses of a group's members, in order.
     pub fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
         self.interfaces

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     context::Context,
     db::{self, DbError},
+    networks::plug,
     time::Millis,
     volumes::{
         self,
@@ -21,6 +22,8 @@ use crate::{
 /// Ends an instance that has no VMM any more; returns its last row. What can't be committed is
 /// tried until it can.
 pub async fn terminate(context: &Arc<Context>, row: Instance) -> Instance {
+    plug::down(context, &row.id).await;
+    until_done(&row.id, || plug::forget(context, &row.id)).await;
     let doomed = until_done(&row.id, || release_volumes(context, &row.id)).await;
     crash_point("terminate.volumes-released");
     for volume in doomed {

@@ -35,6 +35,7 @@ use crate::{
     db::{self, DbError, Tx},
     error::{ApiError, ApiResult, Reason},
     events::{self, NewEvent},
+    networks,
     time::Millis,
     volumes::{
         credits,
@@ -425,6 +426,7 @@ impl Driver {
     }
 
     async fn did_not_start(&mut self, message: String) {
+        networks::plug::down(&self.context, &self.row.id).await;
         let mut after = self.row.clone();
         after.vmm_pid = None;
         match after.state {
@@ -494,6 +496,7 @@ impl Driver {
                 }
             }
             Next::Stopped(reason) => {
+                networks::plug::down(&self.context, &self.row.id).await;
                 after.state = InstanceState::Stopped;
                 after.operation = Operation::None;
                 after.reason = reason;

@@ -13,6 +13,7 @@ use crate::{
     images::model::{Image, ImageState},
     instance_types::{self, Catalogue},
     keys,
+    networks::{launch::NetworkRequest, plan::Plan},
     tags::{self, Tag},
     time::Millis,
     tokens::ClientToken,
@@ -59,6 +60,7 @@ pub struct LaunchRequest {
     pub vcpus: u32,
     pub memory_mib: u64,
     pub interfaces: Vec<Interface>,
+    pub networks: NetworkRequest,
     pub key_name: String,
     pub metadata_options: v1::MetadataOptions,
 }
@@ -109,6 +111,7 @@ impl LaunchRequest {
         tags::check(&self.tags, "tags")?;
         check_kernel_args(&self.extra_kernel_args, "extra_kernel_args")?;
         interfaces::check(&self.interfaces, max_count)?;
+        self.networks.check(max_count)?;
         let metadata_options =
             MetadataOptions::default().changed(&self.metadata_options, "metadata_options")?;
         Ok(Shape {
@@ -202,7 +205,10 @@ impl LaunchRequest {
             };
             return Err(memory.no_room(field, shape.memory_bytes, committed));
         }
+        let networks = self.networks.wanted(tx, &self.owner)?;
         let count = u64::from(shape.max_count).min(room);
+        let count = networks.room(tx, shape.min_count.into(), count)?;
+        let mut plan = Plan::default();
         let mut launch = Launch {
             reservation_id: Kind::Instance.new_id()?.replacen("i-", "r-", 1),
             index: 0,
@@ -215,6 +221,7 @@ impl LaunchRequest {
             launch.index = index as u32;
             let mut instance = self.instance(shape, &image, &kernel_args, &launch)?;
             db::instances::insert(tx, &mut instance)?;
+            networks.insert(tx, &mut plan, &instance)?;
             for disk in &disks {
                 self.attach(tx, &instance, &image, disk)?;
             }
@@ -461,6 +468,7 @@ mod tests {
             vcpus: 0,
             memory_mib: 0,
             interfaces: Vec::new(),
+            networks: NetworkRequest::default(),
             key_name: String::new(),
             metadata_options: v1::MetadataOptions::default(),
         }

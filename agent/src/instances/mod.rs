@@ -42,6 +42,7 @@ use crate::{
     error::{ApiError, ApiResult, Reason},
     host::Memory,
     ids::Kind,
+    networks::{self, model::Interface, plug::Plugged},
     query::{
         Described,
         page::{Page, Query},
@@ -59,6 +60,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(120);
 pub struct InstanceView {
     pub instance: Instance,
     pub volumes: Vec<Volume>,
+    pub interfaces: Vec<Plugged>,
 }
 
 /// All instances of the host.
@@ -107,6 +109,7 @@ impl Instances {
         let ids = match launched {
             Launched::Earlier(ids) => ids,
             Launched::New(instances) => {
+                self.enforce(&instances).await;
                 let ids = instances
                     .iter()
                     .map(|instance| instance.id.clone())
@@ -121,6 +124,27 @@ impl Instances {
             .db
             .read(move |connection| ids.iter().map(|id| by_token(connection, id)).collect())
             .await
+    }
+
+    /// Tells the firewall of the interfaces of new instances, all at once. Where that fails, the
+    /// start of each tries it again, and fails for it.
+    async fn enforce(&self, instances: &[Instance]) {
+        let ids: Vec<String> = instances.iter().map(|it| it.id.clone()).collect();
+        let read = self.context.db.read(move |connection| {
+            let mut all = Vec::new();
+            for id in &ids {
+                let interfaces = db::interfaces::of_instance(connection, id)?;
+                all.extend(interfaces.into_iter().map(|it| it.id));
+            }
+            Ok::<_, db::DbError>(all)
+        });
+        let told = match read.await {
+            Ok(interfaces) => networks::enforce::interfaces(&self.context, &interfaces).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "the firewall does not know of new instances");
+        }
     }
 
     /// Asks something of several instances: of all, or, when one is missing or in the wrong
@@ -180,8 +204,18 @@ impl Instances {
         self.context
             .db
             .read(move |connection| {
-                let page = query.page(connection, "instance_ids", get, db::instances::after)?;
-                let views = page.objects.into_iter().map(|row| view(connection, row));
+                let get = |connection: &Connection, id: &str, field: &str| {
+                    listed(connection, get(connection, id, field)?)
+                };
+                let after = |connection: &Connection, seq, limit| {
+                    let rows = db::instances::after(connection, seq, limit)?.into_iter();
+                    rows.map(|row| Listed::read(connection, row)).collect()
+                };
+                let page = query.page(connection, "instance_ids", get, after)?;
+                let views = page
+                    .objects
+                    .into_iter()
+                    .map(|it| view(connection, it.instance));
                 Ok(Page {
                     objects: views.collect::<ApiResult<_>>()?,
                     next_token: page.next_token,
@@ -291,7 +325,12 @@ fn by_token(connection: &Connection, id: &str) -> ApiResult<InstanceView> {
 
 fn view(connection: &Connection, instance: Instance) -> ApiResult<InstanceView> {
     let volumes = db::volumes::of_instance(connection, &instance.id)?;
-    Ok(InstanceView { instance, volumes })
+    let interfaces = networks::plug::read(connection, &instance.id)?;
+    Ok(InstanceView {
+        instance,
+        volumes,
+        interfaces,
+    })
 }
 
 fn states(connection: &Connection, ids: &[String]) -> ApiResult<Vec<(String, InstanceState)>> {
@@ -304,7 +343,27 @@ fn states(connection: &Connection, ids: &[String]) -> ApiResult<Vec<(String, Ins
         .collect()
 }
 
-impl Described for Instance {
+/// An instance as Describe looks for it.
+pub struct Listed {
+    instance: Instance,
+    interfaces: Vec<Interface>,
+}
+
+impl Listed {
+    fn read(connection: &Connection, instance: Instance) -> db::DbResult<Self> {
+        let interfaces = db::interfaces::of_instance(connection, &instance.id)?;
+        Ok(Self {
+            instance,
+            interfaces,
+        })
+    }
+}
+
+fn listed(connection: &Connection, instance: Instance) -> ApiResult<Listed> {
+    Ok(Listed::read(connection, instance)?)
+}
+
+impl Described for Listed {
     const KIND: Kind = Kind::Instance;
     const FILTERS: &'static [&'static str] = &[
         "instance-id",
@@ -313,42 +372,54 @@ impl Described for Instance {
         "instance-state-name",
         "owner-id",
         "client-token",
+        "network-id",
+        "private-ipv4",
+        "group-id",
         "key-name",
     ];
 
     fn seq(&self) -> i64 {
-        self.seq
+        self.instance.seq
     }
 
     fn id(&self) -> &str {
-        &self.id
+        &self.instance.id
     }
 
     fn owner(&self) -> &str {
-        &self.owner
+        &self.instance.owner
     }
 
     fn values(&self, filter: &str) -> Vec<String> {
+        let (it, interfaces) = (&self.instance, self.interfaces.iter());
+        match filter {
+            "network-id" => return interfaces.map(|it| it.network_id.clone()).collect(),
+            "private-ipv4" => return interfaces.map(|it| it.ipv4.to_string()).collect(),
+            "group-id" => return interfaces.flat_map(|it| it.groups.clone()).collect(),
+            _ => {}
+        }
         vec![match filter {
-            "instance-id" => self.id.clone(),
-            "image-id" => self.image_id.clone(),
-            "instance-type" => self.instance_type.clone(),
-            "instance-state-name" => self.state.word().to_owned(),
-            "owner-id" => self.owner.clone(),
-            "client-token" => self.client_token.clone(),
-            "key-name" => self.launch.key_name.clone(),
+            "instance-id" => it.id.clone(),
+            "image-id" => it.image_id.clone(),
+            "instance-type" => it.instance_type.clone(),
+            "instance-state-name" => it.state.word().to_owned(),
+            "owner-id" => it.owner.clone(),
+            "client-token" => it.client_token.clone(),
+            "key-name" => it.launch.key_name.clone(),
             _ => return Vec::new(),
         }]
     }
 
     fn weight(&self) -> usize {
-        tags_weight(&self.tags)
-            + self.user_data.len()
-            + self.kernel_args.len()
-            + self.reason.message.len()
+        let it = &self.instance;
+        tags_weight(&it.tags)
+            + it.user_data.len()
+            + it.kernel_args.len()
+            + it.reason.message.len()
+            + self.interfaces.len() * 512
     }
 
     fn tags(&self) -> &[Tag] {
-        &self.tags
+        &self.instance.tags
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hearth_images::crash_point;
 use hearth_vmm::{
-    config::{self, BootConfig, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
-    devices::virtio::block::throttle::limits::MachineLimits,
+    config::{self, BootConfig, DiskConfig, NetConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig},
+    devices::virtio::{block::throttle::limits::MachineLimits, net::limits::NetLimits},
 };
 
 use super::{
@@ -23,6 +23,7 @@ use crate::{
     error::{ApiResult, full_cause},
     images::model::BootProtocol,
     instance_types::InstanceType,
+    networks::plug,
     volumes::{
         self,
         model::{Volume, VolumeState},
@@ -59,7 +60,8 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
         .map_err(|error| format!("making a volume: {}", full_cause(&error)))?;
         crash_point("launch.volumes-made");
     }
-    let config = config(&context, &instance, &disks).map_err(|error| error.to_string())?;
+    let nets = plug::up(&context, &instance.id).await?;
+    let config = config(&context, &instance, &disks, nets).map_err(|error| error.to_string())?;
     let (run_dir, id) = (config.run_dir.clone(), instance.id);
     match spawn::start(context.host.vmm().to_owned(), config).await {
         // Somebody was faster: an earlier start that was given up.
@@ -71,10 +73,17 @@ pub async fn start(context: Arc<Context>, instance: Instance) -> Result<Started,
     }
 }
 
-fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult<VmConfig> {
+fn config(
+    context: &Context,
+    instance: &Instance,
+    disks: &[Volume],
+    mut nets: Vec<NetConfig>,
+) -> ApiResult<VmConfig> {
+    nets.extend(interfaces::configs(instance));
     let kernels = context.settings.kernels();
     let vcpus = u8::try_from(instance.vcpus)
         .map_err(|error| crate::error::ApiError::internal("reading an instance's row", error))?;
+    let shape = context.types.get(&instance.instance_type);
     Ok(VmConfig {
         version: PROTOCOL_VERSION,
         instance_id: instance.id.clone(),
@@ -94,11 +103,9 @@ fn config(context: &Context, instance: &Instance, disks: &[Volume]) -> ApiResult
             .iter()
             .map(|volume| disk_config(context, volume))
             .collect(),
-        disk_limits: context
-            .types
-            .get(&instance.instance_type)
-            .map_or_else(MachineLimits::default, InstanceType::disk_limits),
-        nets: interfaces::configs(instance),
+        disk_limits: shape.map_or_else(MachineLimits::default, InstanceType::disk_limits),
+        nets,
+        net_limits: shape.map_or_else(NetLimits::default, InstanceType::net_limits),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })

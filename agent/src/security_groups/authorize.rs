@@ -83,7 +83,8 @@ pub fn read_all(requests: &[PermissionRequest]) -> ApiResult<Vec<Permission>> {
     Ok(permissions)
 }
 
-fn insert(
+/// Stores the rules, if each of them may be.
+pub(super) fn insert(
     tx: &mut db::Tx<'_>,
     request: &AuthorizeRequest,
     wanted: Vec<Permission>,

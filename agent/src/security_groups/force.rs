@@ -5,6 +5,7 @@ use crate::{
     db::Tx,
     error::{ApiError, ApiResult, Reason},
     firewall::{Applied, Connections, FirewallError, policy::Change},
+    networks::enforce,
 };
 
 /// Brings into force what was committed. When the kernel does not take it, `take_back` undoes the
@@ -18,7 +19,7 @@ pub async fn bring(
     connections: Connections,
     take_back: impl FnOnce(&mut Tx<'_>) -> ApiResult<()> + Send + 'static,
 ) -> ApiResult<Applied> {
-    match context.firewall.apply(changes, connections).await {
+    match enforce::apply(context, changes, connections).await {
         Ok(applied) => Ok(applied),
         Err(error @ FirewallError::Nftables(_)) => {
             tracing::error!(%error, "a change of security groups is taken back");

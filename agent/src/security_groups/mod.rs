@@ -5,6 +5,7 @@
 //! - [`create`], [`delete`], [`authorize`], [`revoke`]: groups and their rules
 //! - [`membership`]: which interface is in which group
 //! - [`prefix_lists`]: named lists of blocks
+//! - [`explain`]: which rules let a packet pass
 //! - [`policy`]: what the firewall is told of them; [`force`]: how it comes into force
 //!
 //! Each change is a transaction of the database, then one of the firewall, both within one turn of
@@ -13,7 +14,9 @@
 
 pub mod authorize;
 pub mod create;
+pub mod default_group;
 pub mod delete;
+pub mod explain;
 mod force;
 pub mod membership;
 pub mod model;
@@ -21,6 +24,8 @@ pub mod permission;
 pub mod policy;
 pub mod prefix_lists;
 pub mod revoke;
+#[cfg(test)]
+mod tests;
 
 use rusqlite::Connection;
 

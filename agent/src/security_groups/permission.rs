@@ -1,5 +1,10 @@
 //! What a caller writes as a permission, checked and brought into its normal form.
 
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::model::{Peer, Permission, Traffic, protocol_word, protocols};
@@ -187,9 +192,9 @@ fn icmp_number(value: Option<i32>, what: &str, field: &str) -> ApiResult<Option<
 
 /// Reads an IPv4 block.
 pub fn ipv4_block(text: &str, field: &str) -> ApiResult<Ipv4Net> {
-    let block: Ipv4Net = text
-        .parse()
-        .map_err(|_| no_block(text, "IPv4", "203.0.113.0/24", field))?;
+    let block: Ipv4Net = well_written::<Ipv4Addr>(text)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| no_block(text, "IPv4", "203.0.113.0/24", field))?;
     if block.trunc() != block {
         return Err(host_bits(text, block.trunc(), field));
     }
@@ -198,18 +203,25 @@ pub fn ipv4_block(text: &str, field: &str) -> ApiResult<Ipv4Net> {
 
 /// Reads an IPv6 block.
 pub fn ipv6_block(text: &str, field: &str) -> ApiResult<Ipv6Net> {
-    let block: Ipv6Net = text
-        .parse()
-        .map_err(|_| no_block(text, "IPv6", "2001:db8::/32", field))?;
+    let block: Ipv6Net = well_written::<Ipv6Addr>(text)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| no_block(text, "IPv6", "2001:db8::/32", field))?;
     if block.trunc() != block {
         return Err(host_bits(text, block.trunc(), field));
     }
     Ok(block)
 }
 
+/// The library takes 010.0.0.0 for 10.0.0.0, which others read as 8.0.0.0: such addresses are
+/// refused.
+fn well_written<A: FromStr>(text: &str) -> Option<&str> {
+    let (address, _) = text.split_once('/')?;
+    address.parse::<A>().ok().map(|_| text)
+}
+
 fn no_block(text: &str, family: &str, example: &str, field: &str) -> ApiError {
     // An address alone is the most common slip.
-    let hint = match text.parse::<std::net::IpAddr>() {
+    let hint = match text.parse::<IpAddr>() {
         Ok(address) if address.is_ipv4() == (family == "IPv4") => {
             format!("; for this one address write {}", IpNet::from(address))
         }

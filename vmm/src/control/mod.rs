@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::DiskConfig;
 use crate::devices::virtio::block::throttle::limits::DiskLimits;
+use crate::devices::virtio::net::limits::NetLimits;
 
 /// What a VMM may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,8 @@ pub enum Request {
         /// [`DiskConfig::serial`](crate::config::DiskConfig::serial).
         serial: String,
     },
+    /// How the network interfaces are, and what has passed them; [`Reply::NetStatus`]. Always legal.
+    NetStatus,
     /// Turns this connection into the serial console.
     AttachConsole {
         /// First send what is still kept of the output so far.
@@ -108,6 +111,8 @@ pub enum Reply {
     },
     /// To [`Request::DiskStatus`].
     DiskStatus(DiskCredits),
+    /// To [`Request::NetStatus`].
+    NetStatus(NetStatus),
     /// To [`Request::ListDisks`].
     Disks {
         /// In the order of their places.
@@ -164,6 +169,49 @@ pub struct DiskCredits {
     pub bytes: Option<u64>,
     /// The instant: milliseconds since 1970.
     pub unix_ms: i64,
+}
+
+/// How the network interfaces are at an instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetStatus {
+    /// What all of them together are held to.
+    pub limits: NetLimits,
+    /// Burst credits in bytes that the guest may receive; `None` without a burst.
+    pub received_credits: Option<u64>,
+    /// Burst credits in bytes that the guest may send; `None` without a burst.
+    pub sent_credits: Option<u64>,
+    /// In the order of [`VmConfig::nets`](crate::config::VmConfig::nets).
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// A network interface, and what has passed it since the guest's start. "Received" and "sent" are
+/// the guest's words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// [`NetConfig::tap`](crate::config::NetConfig::tap).
+    pub tap: String,
+    /// The tap is there.
+    pub link_up: bool,
+    /// Pairs of queues that the interface has.
+    pub queue_pairs: u16,
+    /// How many of them the guest's driver has asked for: at least 1.
+    pub queue_pairs_in_use: u16,
+    /// From the tap to the guest. Frames that the tap itself dropped, since its queue was full, are
+    /// in the interface's own statistics.
+    pub received: Passed,
+    /// From the guest to the tap.
+    pub sent: Passed,
+}
+
+/// What has passed in one direction. Many segments that passed as one frame count as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// Ethernet frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames that did not pass.
+    pub dropped: u64,
 }
 
 /// A disk of a running guest.

@@ -16,6 +16,7 @@ use crate::devices::serial::SerialPort;
 use crate::exit::ExitSwitch;
 use crate::machine::disks::Disks;
 use crate::machine::hotplug::HotPlug;
+use crate::machine::nets::Nets;
 
 /// Longest request, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -38,6 +39,8 @@ pub struct Controlled {
     pub power: Arc<Mutex<PowerManagement>>,
     /// The disks.
     pub disks: Disks,
+    /// The network interfaces.
+    pub nets: Nets,
     /// Plugs and unplugs disks.
     pub hotplug: HotPlug,
     /// Those who want events.
@@ -235,6 +238,9 @@ impl Client {
             } => {
                 let hotplug = &controlled.hotplug;
                 return self.reply(disks::detach(hotplug, serial, *force, *patience_ms));
+            }
+            Request::NetStatus => {
+                return send(&self.writer, &Reply::NetStatus(controlled.nets.status()));
             }
             Request::ListDisks => return self.reply(disks::list(&controlled.hotplug)),
             Request::Kill => exit.announce(ExitReason::Killed, "told to"),

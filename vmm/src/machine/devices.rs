@@ -6,6 +6,7 @@ use hearth_images::{Access, Store, VolumeId};
 use kvm_ioctls::VmFd;
 
 use super::disks::{Disks, MachineDisk};
+use super::nets::Nets;
 use super::power::PowerPorts;
 use super::slots::Slot;
 use super::{StartError, io_error, kvm_error, layout};
@@ -33,6 +34,7 @@ pub(super) fn build_virtio(
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
     registry: &Disks,
+    nets: &mut Nets,
     registers: &Arc<Mutex<HotPlugRegisters>>,
     on_disk_error: &OnError,
     on_net_error: &OnError,
@@ -43,7 +45,8 @@ pub(super) fn build_virtio(
         devices.push((Box::new(block), Some(disk.serial.clone())));
     }
     for net in &config.nets {
-        devices.push((Box::new(open_net(net, on_net_error)?), None));
+        let device = open_net(net, config.vcpus, nets, on_net_error)?;
+        devices.push((Box::new(device), None));
     }
     devices.push((Box::new(Rng::new()), None));
     let slots = Slot::all();
@@ -98,13 +101,22 @@ pub(super) fn open_disk(
     Ok(block.with_throttle(throttle))
 }
 
-fn open_net(net: &NetConfig, on_error: &OnError) -> Result<Net, StartError> {
+/// Attaches to the tap, and enters the interface into the machine's.
+fn open_net(
+    net: &NetConfig,
+    vcpus: u8,
+    nets: &mut Nets,
+    on_error: &OnError,
+) -> Result<Net, StartError> {
     let mac = net.mac_address()?;
-    let tap = Tap::open(&net.tap).map_err(|source| StartError::Net {
+    let taps = Tap::open(&net.tap, net.pairs(vcpus)).map_err(|source| StartError::Net {
         tap: net.tap.clone(),
         source,
     })?;
-    Ok(Net::new(tap, &net.tap, mac, net.mtu, Arc::clone(on_error)))
+    let device =
+        Net::new(taps, &net.tap, mac, net.mtu, Arc::clone(on_error)).with_throttle(nets.throttle());
+    nets.insert(&net.tap, device.control());
+    Ok(device)
 }
 
 /// Every interrupt line, as the MP table describes them.

@@ -12,6 +12,7 @@ mod devices;
 pub mod disks;
 pub mod hotplug;
 pub mod layout;
+pub mod nets;
 mod power;
 mod slots;
 
@@ -38,6 +39,7 @@ use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
 use disks::Disks;
 use hotplug::{HotPlug, Inner};
+use nets::Nets;
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,7 @@ pub struct Machine {
     context: RunContext,
     hotplug: HotPlug,
     disks: Disks,
+    nets: Nets,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
 }
@@ -143,11 +146,13 @@ impl Machine {
         let disks = Disks::new(&config.disk_limits);
         let power = devices::build_power(&vm)?;
         let registers = devices::build_hotplug_registers(&power)?;
+        let mut nets = Nets::new(&config.net_limits);
         let slots = devices::build_virtio(
             config,
             &memory,
             &vm,
             &disks,
+            &mut nets,
             &registers,
             &outside.on_disk_error,
             &outside.on_net_error,
@@ -180,6 +185,7 @@ impl Machine {
             context,
             hotplug,
             disks,
+            nets,
             serial,
             power,
         })
@@ -196,6 +202,7 @@ impl Machine {
             threads,
             hotplug: self.hotplug,
             disks: self.disks,
+            nets: self.nets,
             serial: self.serial,
             power: self.power,
             _vm: self.vm,
@@ -208,6 +215,7 @@ pub struct RunningMachine {
     threads: Vec<VcpuThread>,
     hotplug: HotPlug,
     disks: Disks,
+    nets: Nets,
     serial: Arc<Mutex<SerialPort>>,
     power: Arc<Mutex<PowerManagement>>,
     _vm: Arc<VmFd>,
@@ -222,6 +230,11 @@ impl RunningMachine {
     /// The disks, by serial.
     pub fn disks(&self) -> Disks {
         self.disks.clone()
+    }
+
+    /// The network interfaces.
+    pub fn nets(&self) -> Nets {
+        self.nets.clone()
     }
 
     /// What plugs and unplugs disks.

@@ -46,6 +46,7 @@ impl TestMachine {
             disks: Vec::new(),
             disk_limits: Default::default(),
             nets: Vec::new(),
+            net_limits: Default::default(),
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,
         };

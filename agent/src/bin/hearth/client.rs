@@ -8,8 +8,10 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, snapshot_service_client::SnapshotServiceClient,
-    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
+    instance_service_client::InstanceServiceClient, network_service_client::NetworkServiceClient,
+    security_group_service_client::SecurityGroupServiceClient,
+    snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -55,6 +57,8 @@ pub struct Client {
     pub volumes: VolumeServiceClient<Channel>,
     pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub networks: NetworkServiceClient<Channel>,
+    pub security_groups: SecurityGroupServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
@@ -89,6 +93,10 @@ impl Client {
             snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            networks: NetworkServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            security_groups: SecurityGroupServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

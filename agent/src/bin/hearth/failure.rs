@@ -127,6 +127,17 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
         "InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed" => {
             "see what there is with `hearth snapshot list`"
         }
+        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => {
+            "see what there is with `hearth sg list`"
+        }
+        "InvalidPermission.NotFound"
+        | "InvalidSecurityGroupRuleId.NotFound"
+        | "InvalidSecurityGroupRuleId.Malformed" => "see the rules with `hearth sg rules GROUP`",
+        "InvalidPrefixListID.NotFound" | "InvalidPrefixListID.Malformed" => {
+            "see what there is with `hearth prefix-list list`"
+        }
+        "PrefixListVersionMismatch" => "look at it again with `hearth prefix-list show`",
+        "NetworkNotSpecified" => "say which --network",
         "InvalidSnapshot.InUse" => "take the image away first, with `hearth image deregister`",
         "UnauthorizedOperation" => {
             "make your own with `hearth snapshot copy`, or act as its owner with --account"

@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     DescribeInstanceTypesRequest, DescribeInstancesResponse, Filter, GetConsoleOutputRequest,
-    Instance, InstanceState, InstanceStateChange, RebootInstancesRequest, StartInstancesRequest,
-    StartInstancesResponse, StopInstancesRequest, StopInstancesResponse, TerminateInstancesRequest,
-    TerminateInstancesResponse,
+    Instance, InstanceState, InstanceStateChange, InstanceType, RebootInstancesRequest,
+    StartInstancesRequest, StartInstancesResponse, StopInstancesRequest, StopInstancesResponse,
+    TerminateInstancesRequest, TerminateInstancesResponse,
 };
 
 use crate::{
@@ -392,14 +392,30 @@ async fn types(client: &mut Client, output: Output) -> Result<(), Failure> {
                 human::bytes(kind.memory_mib << 20),
                 limit(kind.max_disk_iops),
                 limit(kind.max_disk_throughput_mib),
+                network(kind),
             ]
         })
         .collect();
-    let header = ["TYPE", "VCPUS", "MEMORY", "DISK IOPS", "DISK MIB/S"];
-    output::table(&header, &[1, 2, 3, 4], rows)
+    let header = [
+        "TYPE",
+        "VCPUS",
+        "MEMORY",
+        "DISK IOPS",
+        "DISK MIB/S",
+        "NETWORK MBIT/S",
+    ];
+    output::table(&header, &[1, 2, 3, 4, 5], rows)
 }
 
-/// A figure of all disks together; 0 is none.
+/// What the network carries in each direction.
+fn network(kind: &InstanceType) -> String {
+    match (kind.network_bandwidth_mbps, kind.network_burst_mbps) {
+        (baseline, 0) => limit(baseline),
+        (baseline, burst) => format!("{baseline}, up to {burst}"),
+    }
+}
+
+/// A figure of all disks, or interfaces, together; 0 is none.
 fn limit(figure: u32) -> String {
     match figure {
         0 => "any".to_owned(),

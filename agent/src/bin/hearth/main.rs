@@ -17,7 +17,12 @@ mod image_change;
 mod image_files;
 mod instance;
 mod output;
+mod prefix_list;
 mod run;
+mod sg;
+mod sg_explain;
+mod sg_names;
+mod sg_rules;
 mod sharing;
 mod snapshot;
 mod ssh;
@@ -89,6 +94,12 @@ enum Command {
     /// What instances are made from.
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Security groups: who may talk to an instance, and to whom it may talk.
+    #[command(subcommand, visible_alias = "security-group")]
+    Sg(sg::SgCommand),
+    /// Named lists of address blocks for the rules of security groups.
+    #[command(subcommand, visible_alias = "prefix-lists")]
+    PrefixList(prefix_list::PrefixListCommand),
     /// The volume store as a whole.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -131,6 +142,10 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             snapshot::dispatch(&mut connect().await?, output, command).await
         }
         Command::Image(command) => image::dispatch(&mut connect().await?, output, command).await,
+        Command::Sg(command) => sg::dispatch(&mut connect().await?, output, command).await,
+        Command::PrefixList(command) => {
+            prefix_list::dispatch(&mut connect().await?, output, command).await
+        }
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,
         Command::Console(args) => console::console(&mut connect().await?, args).await,

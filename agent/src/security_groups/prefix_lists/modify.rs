@@ -129,3 +129,77 @@ fn modified(before: &PrefixList, request: &ModifyRequest) -> ApiResult<PrefixLis
     after.version += 1;
     Ok(after)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security_groups::prefix_lists::model::{Entry, Family};
+
+    fn list() -> PrefixList {
+        let entry = |block: &str| Entry {
+            block: block.parse().expect("block"),
+            description: String::new(),
+        };
+        PrefixList {
+            seq: 1,
+            id: "pl-1".to_owned(),
+            owner: "local".to_owned(),
+            name: "list".to_owned(),
+            family: Family::Ipv4,
+            max_entries: 2,
+            version: 7,
+            entries: vec![entry("10.0.0.0/8"), entry("192.0.2.0/24")],
+            tags: Vec::new(),
+            client_token: String::new(),
+        }
+    }
+
+    fn request(add: &[&str], remove: &[&str]) -> ModifyRequest {
+        ModifyRequest {
+            id: "pl-1".to_owned(),
+            current_version: 0,
+            add: add
+                .iter()
+                .map(|cidr| EntryRequest {
+                    cidr: (*cidr).to_owned(),
+                    description: "new".to_owned(),
+                })
+                .collect(),
+            remove: remove.iter().map(|&cidr| cidr.to_owned()).collect(),
+            name: None,
+            connections: Connections::Cut,
+        }
+    }
+
+    #[test]
+    fn entries_are_replaced_in_one_step_within_the_limit() {
+        let changed = request(&["10.0.0.0/8", "198.51.100.0/24"], &["192.0.2.0/24"]);
+        let after = modified(&list(), &changed).expect("fits");
+        let said: Vec<String> = after
+            .entries
+            .iter()
+            .map(|entry| format!("{} {}", entry.block, entry.description))
+            .collect();
+        assert_eq!(said, ["10.0.0.0/8 new", "198.51.100.0/24 new"]);
+        assert_eq!(after.version, 8);
+        for (add, remove, field) in [
+            (&["198.51.100.0/24"][..], &[][..], "add_entries"),
+            (&["10.0.0.0/8"], &["10.0.0.0/8"], "add_entries[0].cidr"),
+            (&[], &["198.51.100.0/24"], "remove_cidrs[0]"),
+            (&["10.0.0.1/8"], &[], "add_entries[0].cidr"),
+        ] {
+            let error = modified(&list(), &request(add, remove)).expect_err(field);
+            assert_eq!(error.fields(), [field]);
+        }
+    }
+
+    #[test]
+    fn a_list_that_somebody_else_changed_is_left_alone() {
+        let stale = ModifyRequest {
+            current_version: 6,
+            ..request(&[], &["10.0.0.0/8"])
+        };
+        let error = modified(&list(), &stale).expect_err("stale");
+        assert_eq!(error.reason(), Reason::PrefixListVersionMismatch);
+    }
+}

@@ -73,6 +73,11 @@ pub const COMMANDS: &[Command] = &[
         keys: &["nic", "control"],
         run: run_relay,
     },
+    Command {
+        name: "count_frames",
+        keys: &["nic", "count", "timeout"],
+        run: count_frames,
+    },
     streams::TCP_CONNECT,
     streams::TCP_LISTEN,
     streams::TCP_ECHO,
@@ -300,12 +305,52 @@ fn raw_frame(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Resul
     let stack = card(probe, arguments)?;
     let frame = parse_hex(arguments.text("hex")?)?;
     let count = arguments.number_or("count", 1)?;
+    let start = clock::now();
     for _ in 0..count {
         stack.card.send_frame(&frame)?;
     }
     stack.card.flush();
-    json.number("bytes", frame.len()).number("frames", count);
+    json.number("bytes", frame.len())
+        .number("frames", count)
+        .number("ns", clock::now() - start);
     Ok(())
+}
+
+/// Frames that come while it waits don't reach the stack. The doorbell for the buffers that are
+/// given back is rung once for many, as a driver does.
+fn count_frames(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    /// Buffers that the device may wait for; a part of those that there are.
+    const UNRUNG: u64 = 32;
+    let stack = card(probe, arguments)?;
+    let (count, timeout) = (arguments.number("count")?, timeout(arguments)?);
+    let (mut frames, mut bytes) = (0, 0);
+    let start = clock::now();
+    let (mut first, mut last) = (start, start);
+    while frames < count && clock::now() - start < timeout {
+        let Some(length) = stack.card.discard_frame() else {
+            stack.card.flush();
+            core::hint::spin_loop();
+            continue;
+        };
+        last = clock::now();
+        if frames == 0 {
+            first = last;
+        }
+        frames += 1;
+        bytes += length as u64;
+        if frames % UNRUNG == 0 {
+            stack.card.flush();
+        }
+    }
+    stack.card.flush();
+    json.number("frames", frames)
+        .number("bytes", bytes)
+        .number("ns", last - first);
+    if frames < count {
+        Err("timed out".into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Frames that come while it waits don't reach the stack.

@@ -159,6 +159,20 @@ pub const FRAMES: &[Case] = &[
     }),
 ];
 
+/// Commands that no driver gives to a network card; class 4 sets the number of pairs of queues.
+pub const COMMANDS: &[Case] = &[
+    ("unknown_class", |b, _| b.command(&[0xff, 0xff], 0, 2)),
+    ("unknown_command", |b, _| b.command(&[4, 99], 1, 2)),
+    ("no_pairs", |b, _| b.command(&[4, 0], 0, 2)),
+    ("too_many_pairs", |b, _| b.command(&[4, 0], u16::MAX, 2)),
+    ("pairs_cut_off", |b, _| b.command(&[4, 0], 1, 1)),
+    ("pairs_and_more", |b, _| b.command(&[4, 0], 1, DATA_BYTES)),
+    ("pairs_out_of_range", |b, _| {
+        b.area.bytes()[..2].copy_from_slice(&[4, 0]);
+        b.chain_with(|_, c| c[1].address = NOWHERE);
+    }),
+];
+
 /// Rings that are wrong.
 pub const RINGS: &[Case] = &[
     ("bad_avail", |b, _| {

@@ -52,6 +52,10 @@ const AREA_BYTES: usize = 16 << 10;
 const DATA_BYTES: u32 = 4096;
 const NO_STATUS: u8 = 0xff;
 const SIZE: u16 = 16;
+/// `VIRTIO_NET_F_CTRL_VQ`.
+const FEATURE_CONTROL_QUEUE: u64 = 1 << 17;
+/// Class and command (section 5.1.6.5).
+const COMMAND_BYTES: u32 = 2;
 
 /// What is misused of a device.
 struct Target {
@@ -97,6 +101,19 @@ impl Target {
                 groups: &[cases::CHAINS, cases::FRAMES, cases::RINGS, cases::REGISTERS],
                 ..common
             }),
+            // The control queue, which is here for a driver that has not agreed to several pairs.
+            (kind::NETWORK, 2) => Ok(Self {
+                features: VERSION_1 | FEATURE_CONTROL_QUEUE,
+                header_bytes: COMMAND_BYTES,
+                writes: [false, false, true],
+                groups: &[
+                    cases::CHAINS,
+                    cases::COMMANDS,
+                    cases::RINGS,
+                    cases::REGISTERS,
+                ],
+                ..common
+            }),
             (kind::RANDOM, 0) => Ok(common),
             _ => Err("the device has no such queue".into()),
         }
@@ -120,6 +137,9 @@ impl Bench {
         registers
             .negotiate(target.features)
             .ok_or("the device refuses its own features")?;
+        if registers.queue_size_max(target.queue) == 0 {
+            return Err("the device has no such queue".into());
+        }
         let config = |at| u64::from(registers.read(offset::CONFIG + at));
         let mut area = Buffer::new(AREA_BYTES).ok_or("no memory")?;
         area.bytes()[STATUS as usize] = NO_STATUS;
@@ -222,6 +242,15 @@ impl Bench {
                 chain[1].flags = flags::NEXT;
             }
         });
+    }
+
+    /// Starts the device, and gives its control queue a command with so many bytes of data, which
+    /// begin with this number.
+    fn command(&mut self, command: &[u8; 2], number: u16, length: u32) {
+        let bytes = self.area.bytes();
+        bytes[..2].copy_from_slice(command);
+        bytes[DATA as usize..][..2].copy_from_slice(&number.to_le_bytes());
+        self.chain_with(|_, chain| chain[1].length = length);
     }
 
     /// As `request`, with one segment of a discard or write-zeroes in the data.

@@ -1,6 +1,8 @@
-//! A probe in a machine that is started directly, ours or QEMU's, with at most one disk.
+//! A guest in a machine that is started directly, ours or QEMU's, with at most one disk and one
+//! network card; mostly a probe.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
@@ -11,10 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use hearth_tests::programs;
+use hearth_tests::{Netns, programs};
 use hearth_vmm::{
     config::{
-        BootConfig, BootProtocol, DiskConfig, PROTOCOL_VERSION, PlatformChoice, VmConfig, run_files,
+        BootConfig, BootProtocol, DiskConfig, NetConfig, PROTOCOL_VERSION, PlatformChoice,
+        VmConfig, run_files,
     },
     control::Request,
 };
@@ -35,11 +38,61 @@ pub struct Throttling {
     pub bytes: u64,
 }
 
+/// What a machine boots.
+pub struct Boot<'a> {
+    pub kernel: &'a Path,
+    pub arguments: &'a str,
+    pub memory_mib: u64,
+}
+
+impl<'a> Boot<'a> {
+    fn probe(kernel: &'a Path) -> Self {
+        Self {
+            kernel,
+            arguments: "",
+            memory_mib: MEMORY_MIB,
+        }
+    }
+}
+
+/// A network card of a machine.
+#[derive(Clone, Copy)]
+pub struct Nic<'a> {
+    /// Where the machine runs.
+    pub netns: &'a Netns,
+    /// A tap in there.
+    pub tap: &'a str,
+    pub mac: &'a str,
+}
+
+impl Nic<'_> {
+    /// What QEMU is told; its driver has a queue in each direction, as ours for one vCPU.
+    pub fn qemu_arguments(&self) -> Vec<String> {
+        let (tap, mac) = (self.tap, self.mac);
+        vec![
+            "-netdev".to_owned(),
+            format!("tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"),
+            "-device".to_owned(),
+            format!("virtio-net-device,netdev=n,mac={mac}"),
+        ]
+    }
+
+    /// What our VMM is told.
+    pub fn config(&self) -> NetConfig {
+        NetConfig {
+            tap: self.tap.to_owned(),
+            mac: self.mac.to_owned(),
+            queue_pairs: 0,
+            mtu: None,
+        }
+    }
+}
+
 /// A running probe; it ends with this value.
 pub struct Machine {
     process: Process,
-    answers: BufReader<Box<dyn Read>>,
-    commands: Box<dyn Write>,
+    answers: BufReader<Box<dyn Read + Send>>,
+    commands: Box<dyn Write + Send>,
 }
 
 struct Process(Child);
@@ -55,6 +108,21 @@ impl Drop for Process {
 impl Machine {
     /// Ours, with its files in `run_dir`, and perhaps a volume of the store in this folder.
     pub fn hearth(kernel: &Path, run_dir: &Path, volume: Option<(&Path, &str)>) -> Result<Self> {
+        Self::hearth_with(&Boot::probe(kernel), run_dir, volume, None)?.ready()
+    }
+
+    /// Ours with a network card.
+    pub fn hearth_on(kernel: &Path, run_dir: &Path, nic: Nic<'_>) -> Result<Self> {
+        Self::hearth_with(&Boot::probe(kernel), run_dir, None, Some(nic))?.ready()
+    }
+
+    /// Ours, with any guest; it has not said anything yet.
+    pub fn hearth_with(
+        boot: &Boot<'_>,
+        run_dir: &Path,
+        volume: Option<(&Path, &str)>,
+        nic: Option<Nic<'_>>,
+    ) -> Result<Self> {
         let disk = volume.map(|(store, volume)| DiskConfig {
             serial: "bench".to_owned(),
             store: store.to_owned(),
@@ -67,27 +135,28 @@ impl Machine {
             version: PROTOCOL_VERSION,
             instance_id: "i-bench".to_owned(),
             vcpus: 1,
-            memory_bytes: MEMORY_MIB << 20,
+            memory_bytes: boot.memory_mib << 20,
             boot: BootConfig {
-                kernel: kernel.to_owned(),
+                kernel: boot.kernel.to_owned(),
                 initrd: None,
-                kernel_args: String::new(),
+                kernel_args: boot.arguments.to_owned(),
                 protocol: BootProtocol::Auto,
             },
             disks: disk.into_iter().collect(),
             disk_limits: Default::default(),
-            nets: Vec::new(),
+            nets: nic.iter().map(Nic::config).collect(),
+            net_limits: Default::default(),
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,
         };
         let path = run_dir.join("config.json");
         fs::write(&path, serde_json::to_vec(&config)?)?;
-        let mut command = Command::new(programs::built("hearth-vmm")?);
+        let mut command = command_in(nic, programs::built("hearth-vmm")?);
         command.arg("--config").arg(path).stdin(Stdio::null());
         let log = File::create(run_dir.join("log"))?;
         let process = Process(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         let mut commands = connect(&run_dir.join(run_files::CONTROL_SOCKET))?;
-        let mut answers = BufReader::new(Box::new(commands.try_clone()?) as Box<dyn Read>);
+        let mut answers = BufReader::new(Box::new(commands.try_clone()?) as Box<dyn Read + Send>);
         let version = PROTOCOL_VERSION;
         for request in [
             Request::Hello { version },
@@ -99,8 +168,11 @@ impl Machine {
             answers.read_line(&mut reply)?;
             ensure!(!reply.contains("\"error\""), "{request:?}: {reply}");
         }
-        let commands = Box::new(commands);
-        Self::ready(process, answers, commands)
+        Ok(Self {
+            process,
+            answers,
+            commands: Box::new(commands),
+        })
     }
 
     /// QEMU's `microvm`, and perhaps a qcow2 file as its disk.
@@ -114,14 +186,31 @@ impl Machine {
         disk: Option<&Path>,
         throttling: Option<Throttling>,
     ) -> Result<Self> {
-        let mut command = Command::new("qemu-system-x86_64");
+        Self::qemu_with(&Boot::probe(kernel), disk, throttling, None)?.ready()
+    }
+
+    /// QEMU's `microvm` with a network card.
+    pub fn qemu_on(kernel: &Path, nic: Nic<'_>) -> Result<Self> {
+        Self::qemu_with(&Boot::probe(kernel), None, None, Some(nic))?.ready()
+    }
+
+    /// QEMU's `microvm` with any guest; it has not said anything yet.
+    pub fn qemu_with(
+        boot: &Boot<'_>,
+        disk: Option<&Path>,
+        throttling: Option<Throttling>,
+        nic: Option<Nic<'_>>,
+    ) -> Result<Self> {
+        let mut command = command_in(nic, "qemu-system-x86_64");
         command
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,ioapic2=off"])
             .args(["-accel", "kvm", "-cpu", QEMU_CPU, "-smp", "1", "-m"])
-            .arg(format!("{MEMORY_MIB}M"))
+            .arg(format!("{}M", boot.memory_mib))
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-serial", "stdio", "-kernel"])
-            .arg(kernel);
+            .arg(boot.kernel)
+            .args(["-append", boot.arguments])
+            .args(["-global", "virtio-mmio.force-legacy=false"]);
         if let Some(disk) = disk {
             let limits = throttling.map_or_else(String::new, |limits| {
                 format!(
@@ -130,34 +219,32 @@ impl Machine {
                 )
             });
             command
-                .args(["-global", "virtio-mmio.force-legacy=false", "-drive"])
+                .arg("-drive")
                 .arg(format!(
                     "if=none,id=d,format=qcow2,cache=writeback,discard=unmap,{limits}file={}",
                     disk.display()
                 ))
                 .args(["-device", "virtio-blk-device,drive=d"]);
         }
+        if let Some(nic) = nic {
+            command.args(nic.qemu_arguments());
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process(command.spawn().context("qemu-system-x86_64")?);
         let answers = process.0.stdout.take().context("its output")?;
         let commands = process.0.stdin.take().context("its input")?;
-        let answers = BufReader::new(Box::new(answers) as Box<dyn Read>);
-        Self::ready(process, answers, Box::new(commands))
+        Ok(Self {
+            process,
+            answers: BufReader::new(Box::new(answers)),
+            commands: Box::new(commands),
+        })
     }
 
-    fn ready(
-        process: Process,
-        answers: BufReader<Box<dyn Read>>,
-        commands: Box<dyn Write>,
-    ) -> Result<Self> {
-        let mut machine = Self {
-            process,
-            answers,
-            commands,
-        };
-        let first = machine.line()?;
+    /// Waits for the first line of a probe.
+    fn ready(mut self) -> Result<Self> {
+        let first = self.line()?;
         ensure!(first["probe"] == "ready", "{first}");
-        Ok(machine)
+        Ok(self)
     }
 
     /// Its process id.
@@ -167,12 +254,31 @@ impl Machine {
 
     /// Gives a command that has to work; gives its answer.
     pub fn ask(&mut self, command: &str) -> Result<Value> {
-        self.commands.write_all(command.as_bytes())?;
-        self.commands.write_all(b"\n")?;
-        self.commands.flush()?;
+        self.type_line(command)?;
         let answer = self.line()?;
         ensure!(answer["ok"] == true, "`{command}`: {answer}");
         Ok(answer)
+    }
+
+    /// Types a line on the console.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        self.commands.write_all(line.as_bytes())?;
+        self.commands.write_all(b"\n")?;
+        Ok(self.commands.flush()?)
+    }
+
+    /// Reads until the guest has said this.
+    pub fn wait_for(&mut self, words: &str) -> Result<()> {
+        let mut seen = Vec::new();
+        while !seen.ends_with(words.as_bytes()) {
+            let mut byte = [0];
+            if self.answers.read(&mut byte)? == 0 {
+                let said = String::from_utf8_lossy(&seen).into_owned();
+                bail!("the machine has ended before `{words}`: {said}");
+            }
+            seen.push(byte[0]);
+        }
+        Ok(())
     }
 
     fn line(&mut self) -> Result<Value> {
@@ -181,6 +287,14 @@ impl Machine {
             bail!("the machine has ended");
         }
         serde_json::from_str(line.trim()).with_context(|| format!("not JSON: {line:?}"))
+    }
+}
+
+/// A program that runs where the card is.
+fn command_in(nic: Option<Nic<'_>>, program: impl AsRef<OsStr>) -> Command {
+    match nic {
+        Some(nic) => nic.netns.command(program),
+        None => Command::new(program),
     }
 }
 

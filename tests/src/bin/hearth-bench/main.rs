@@ -9,6 +9,7 @@ mod launch;
 mod machine;
 mod many;
 mod memory;
+mod net;
 mod peers;
 mod serial_file;
 mod snapshots;
@@ -39,6 +40,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("vmm", |bench| Box::pin(vmm::measure(bench))),
     ("launch", |bench| Box::pin(launch::measure(bench))),
     ("disk", |bench| Box::pin(disk::measure(bench))),
+    ("net", |bench| Box::pin(net::measure(bench))),
     ("snapshots", |bench| Box::pin(snapshots::measure(bench))),
     ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),

@@ -113,6 +113,7 @@ fn hearth_arguments(peer: &Peer, run_dir: &Path, _: &SerialFile) -> Result<Vec<S
         disks: Vec::new(),
         disk_limits: Default::default(),
         nets: Vec::new(),
+        net_limits: Default::default(),
         run_dir: run_dir.to_owned(),
         platform: PlatformChoice::Auto,
     };

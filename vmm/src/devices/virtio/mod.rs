@@ -4,6 +4,7 @@
 //!   status state machine and owns the queue registers until the driver is done with them.
 //! - [`block`], [`net`], [`rng`]: one module per device. A device gets its queues by
 //!   [`VirtioDevice::activate`] and serves them on threads of its own ([`worker`]).
+//! - [`pacing`]: how limits of disks and networks are kept.
 //! - [`queue`], [`buffers`]: a queue as a device sees it. Everything in it was written by the
 //!   guest and may change at any time, so it is copied before it is judged, and judged before it
 //!   is used.
@@ -21,6 +22,7 @@ pub mod errors;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pacing;
 pub mod queue;
 pub mod rng;
 mod spin;

@@ -1,15 +1,19 @@
 //! Features and configuration space of a network device (virtio 1.2 sections 5.1.3 and 5.1.4).
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
 };
 
 use super::mac::MacAddress;
 
-/// Entries of a queue.
+/// Entries of a queue of frames.
 pub const QUEUE_SIZE: u16 = 256;
+
+/// Entries of the control queue.
+pub const CONTROL_QUEUE_SIZE: u16 = 64;
 
 /// Bytes before the payload of a frame: two addresses and the type.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
@@ -30,9 +34,21 @@ pub struct Config {
     pub mac: MacAddress,
     /// The largest payload of a frame that isn't segmented, if the driver is told of it.
     pub mtu: Option<u16>,
+    /// Pairs of queues, at least 1. The driver has to ask for those behind the first.
+    pub pairs: u16,
 }
 
 impl Config {
+    /// Largest size of each queue: receive and transmit in turns, and behind them the control
+    /// queue of a device with several pairs (section 5.1.2).
+    pub fn queue_sizes(&self) -> Vec<u16> {
+        let mut sizes = vec![QUEUE_SIZE; 2 * usize::from(self.pairs)];
+        if self.pairs > 1 {
+            sizes.push(CONTROL_QUEUE_SIZE);
+        }
+        sizes
+    }
+
     /// Feature bits of the device type.
     pub fn features(&self) -> u64 {
         let mut features = 1 << VIRTIO_NET_F_MAC
@@ -46,6 +62,9 @@ impl Config {
             | 1 << VIRTIO_NET_F_MRG_RXBUF;
         if self.mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        if self.pairs > 1 {
+            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
         }
         features
     }
@@ -62,6 +81,9 @@ impl Config {
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &self.mac.bytes()); // mac
         put(6, &status.to_le_bytes()); // status
+        if self.pairs > 1 {
+            put(8, &self.pairs.to_le_bytes()); // max_virtqueue_pairs
+        }
         put(10, &self.mtu.unwrap_or(0).to_le_bytes()); // mtu
         bytes
     }
@@ -86,17 +108,23 @@ mod tests {
         let config = Config {
             mac,
             mtu: Some(9001),
+            pairs: 4,
         };
         assert_eq!(
             config.to_bytes(true),
-            [2, 1, 2, 3, 4, 5, 1, 0, 0, 0, 0x29, 0x23]
+            [2, 1, 2, 3, 4, 5, 1, 0, 4, 0, 0x29, 0x23]
         );
         assert_eq!(config.to_bytes(false)[6..8], [0, 0]);
         assert_ne!(config.features() & (1 << VIRTIO_NET_F_MTU), 0);
         assert_eq!(config.max_plain_frame(), 9019);
 
-        let config = Config { mac, mtu: None };
+        let config = Config {
+            mac,
+            mtu: None,
+            pairs: 1,
+        };
         assert_eq!(config.to_bytes(true)[8..], [0; 4]);
+        assert_eq!(config.features() & (1 << VIRTIO_NET_F_MQ), 0);
         assert_eq!(config.features() & (1 << VIRTIO_NET_F_MTU), 0);
         assert_eq!(config.max_plain_frame(), 1518);
     }

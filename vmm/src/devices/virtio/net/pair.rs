@@ -1,26 +1,33 @@
 //! A thread that serves one receive and one transmit queue: sleeps until the driver notifies,
-//! the tap has a frame, or the device ends it.
+//! the tap has a frame, it is time for one, or the device ends it.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::counters::Counters;
 use super::header::Permitted;
 use super::receive::{Received, Receiver, Rules};
-use super::tap::Tap;
+use super::steering::Lane;
+use super::throttle::NetThrottle;
 use super::transmit::{Sent, Transmitter};
+use super::watch::{Happened, Watch};
 use crate::devices::virtio::GuestMemory;
 use crate::devices::virtio::errors::ErrorReporter;
 use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::pacing::clock::Nanos;
 use crate::devices::virtio::queue::{ActiveQueue, QueueError};
+use crate::devices::virtio::spin::Spin;
 use crate::devices::virtio::worker::PanicGuard;
+
+/// To wait for the time of each frame of a fast link would cost more than to let a few pass at once:
+/// a sleep is not shorter than this, and the clock lets them make up for it.
+const SHORTEST_WAIT: Nanos = 50_000;
 
 /// Whether the driver finds the link up. Shared by the device and its threads.
 #[derive(Debug)]
@@ -45,7 +52,8 @@ impl Link {
 pub(super) struct Shared {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) interrupt: Arc<Interrupt>,
-    pub(super) tap: Arc<Tap>,
+    pub(super) lane: Arc<Lane>,
+    pub(super) throttle: Arc<NetThrottle>,
     pub(super) link: Arc<Link>,
     pub(super) counters: Arc<Counters>,
     pub(super) errors: Arc<ErrorReporter>,
@@ -76,7 +84,7 @@ impl Pair {
             ended: AtomicBool::new(false),
             wake: EventFd::new(EFD_NONBLOCK)?,
         });
-        let watch = Watch::new(&receive, &transmit, &control, &shared.tap)?;
+        let watch = Watch::new(&receive, &transmit, &control.wake, &shared.lane.tap)?;
         let thread = thread::Builder::new().name(name).spawn({
             let control = Arc::clone(&control);
             move || {
@@ -116,85 +124,14 @@ impl Drop for Pair {
     }
 }
 
-/// What the thread sleeps on.
-struct Watch {
-    epoll: Epoll,
-    tap: Option<TapWatch>,
-}
-
-struct TapWatch {
-    fd: i32,
-    events: EventSet,
-}
-
-const RECEIVE: u64 = 0;
-const TRANSMIT: u64 = 1;
-const WAKE: u64 = 2;
-const TAP: u64 = 3;
-
-/// What a tap is always watched for. It never has anything urgent; but the kernel announces the
-/// removal of its interface to those who wait for something to read, and to no others.
-const REMOVAL: EventSet = EventSet::PRIORITY;
-
-impl Watch {
-    fn new(
-        receive: &ActiveQueue,
-        transmit: &ActiveQueue,
-        control: &Control,
-        tap: &Tap,
-    ) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        for (fd, events, token) in [
-            (receive.notify.as_raw_fd(), EventSet::IN, RECEIVE),
-            (transmit.notify.as_raw_fd(), EventSet::IN, TRANSMIT),
-            (control.wake.as_raw_fd(), EventSet::IN, WAKE),
-            (tap.as_raw_fd(), REMOVAL, TAP),
-        ] {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))?;
-        }
-        let tap = Some(TapWatch {
-            fd: tap.as_raw_fd(),
-            events: REMOVAL,
-        });
-        Ok(Watch { epoll, tap })
-    }
-
-    /// Chooses what to be woken for by the tap. Its errors wake in any case.
-    fn set_tap(&mut self, readable: bool, writable: bool) -> io::Result<()> {
-        let Some(tap) = &mut self.tap else {
-            return Ok(());
-        };
-        let mut events = REMOVAL;
-        events.set(EventSet::IN, readable);
-        events.set(EventSet::OUT, writable);
-        if events != tap.events {
-            self.epoll.ctl(
-                ControlOperation::Modify,
-                tap.fd,
-                EpollEvent::new(events, TAP),
-            )?;
-            tap.events = events;
-        }
-        Ok(())
-    }
-
-    /// A tap that is gone would wake for ever.
-    fn forget_tap(&mut self) -> io::Result<()> {
-        match self.tap.take() {
-            Some(tap) => self
-                .epoll
-                .ctl(ControlOperation::Delete, tap.fd, EpollEvent::default()),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Whether a direction has something to do, and what it waits for if not.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Busy,
     WaitsForDriver,
     WaitsForTap,
+    /// For the time that its limit sets.
+    WaitsUntil(Nanos),
     /// Receiving, without a tap.
     Over,
 }
@@ -206,31 +143,19 @@ struct Service<'m> {
     receiving: Direction,
     sending: Direction,
     watch: Watch,
+    spin: Spin,
 }
 
 impl<'m> Service<'m> {
     fn new(receive: ActiveQueue, transmit: ActiveQueue, shared: &'m Shared, watch: Watch) -> Self {
-        let Shared {
-            memory,
-            interrupt,
-            tap,
-            counters,
-            ..
-        } = shared;
         Service {
             shared,
-            receiver: Receiver::new(receive, memory, interrupt, tap, counters, shared.rules),
-            transmitter: Transmitter {
-                queue: transmit,
-                memory,
-                interrupt,
-                tap,
-                counters,
-                permitted: shared.permitted,
-            },
+            receiver: Receiver::new(receive, shared),
+            transmitter: Transmitter::new(transmit, shared),
             receiving: Direction::Busy,
             sending: Direction::Busy,
             watch,
+            spin: Spin::new(),
         }
     }
 
@@ -243,6 +168,7 @@ impl<'m> Service<'m> {
                     Sent::More => Direction::Busy,
                     Sent::QueueEmpty => Direction::WaitsForDriver,
                     Sent::TapFull => Direction::WaitsForTap,
+                    Sent::Paced(until) => Direction::WaitsUntil(until),
                     Sent::TapGone => {
                         self.tap_gone("it takes no more frames")?;
                         Direction::Busy
@@ -250,21 +176,89 @@ impl<'m> Service<'m> {
                 };
             }
             if self.receiving == Direction::Busy {
-                self.receiving = match self.receiver.round()? {
-                    Received::More => Direction::Busy,
-                    Received::NoBuffers => Direction::WaitsForDriver,
-                    Received::TapEmpty => Direction::WaitsForTap,
-                    Received::TapGone(error) => {
-                        self.tap_gone(&error.to_string())?;
-                        Direction::Over
-                    }
-                };
+                self.receiving = self.receive()?;
             }
             if self.sending != Direction::Busy && self.receiving != Direction::Busy {
-                self.sleep()?;
+                self.rest()?;
             }
         }
         Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Direction, QueueError> {
+        let receives = self.shared.lane.receives();
+        if !*receives {
+            // The driver doesn't use this pair, and the host puts nothing into its queue.
+            self.receiver.give_up_frame();
+            return Ok(Direction::WaitsForTap);
+        }
+        let received = self.receiver.round()?;
+        drop(receives);
+        Ok(match received {
+            Received::More => Direction::Busy,
+            Received::NoBuffers => Direction::WaitsForDriver,
+            Received::TapEmpty => Direction::WaitsForTap,
+            Received::Paced(until) => Direction::WaitsUntil(until),
+            Received::TapGone(error) => {
+                self.tap_gone(&error.to_string())?;
+                Direction::Over
+            }
+        })
+    }
+
+    /// Neither direction has anything to do: looks for a moment, then sleeps.
+    fn rest(&mut self) -> Result<(), QueueError> {
+        // Before the driver is told that it has to notify.
+        if self.look()? {
+            return Ok(());
+        }
+        let memory = &self.shared.memory;
+        if self.sending == Direction::WaitsForDriver
+            && self.transmitter.queue.request_notifications(memory)?
+        {
+            self.sending = Direction::Busy;
+        }
+        if self.receiving == Direction::WaitsForDriver
+            && self.receiver.queue.request_notifications(memory)?
+        {
+            self.receiving = Direction::Busy;
+        }
+        if self.sending == Direction::Busy || self.receiving == Direction::Busy {
+            return Ok(());
+        }
+        self.sleep()
+    }
+
+    /// Looks whether something comes within microseconds, if that was so of late.
+    fn look(&mut self) -> Result<bool, QueueError> {
+        let Service {
+            shared,
+            receiver,
+            transmitter,
+            receiving,
+            sending,
+            watch,
+            spin,
+        } = self;
+        spin.look(|| {
+            let send = match *sending {
+                Direction::WaitsForDriver => transmitter.queue.has_available(&shared.memory)?,
+                Direction::WaitsForTap => watch.tap_is_ready(false, true)?,
+                Direction::Busy | Direction::WaitsUntil(_) | Direction::Over => false,
+            };
+            let receive = match *receiving {
+                Direction::WaitsForDriver => receiver.queue.has_available(&shared.memory)?,
+                Direction::WaitsForTap => watch.tap_is_ready(true, false)?,
+                Direction::Busy | Direction::WaitsUntil(_) | Direction::Over => false,
+            };
+            if send {
+                *sending = Direction::Busy;
+            }
+            if receive {
+                *receiving = Direction::Busy;
+            }
+            Ok(send || receive)
+        })
     }
 
     fn sleep(&mut self) -> Result<(), QueueError> {
@@ -272,41 +266,58 @@ impl<'m> Service<'m> {
             self.receiving == Direction::WaitsForTap,
             self.sending == Direction::WaitsForTap,
         )?;
-        let mut events = [EpollEvent::default(); 4];
-        let count = match self.watch.epoll.wait(-1, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error.into()),
-        };
-        for event in &events[..count] {
-            match event.data() {
-                RECEIVE => {
+        self.watch.set_timer(self.time_left())?;
+        let asleep = Instant::now();
+        let happened = self.watch.sleep()?;
+        self.spin.slept(asleep.elapsed());
+        for what in happened {
+            match what {
+                Happened::Receive => {
                     drop(self.receiver.queue.notify.read());
                     wake(&mut self.receiving, Direction::WaitsForDriver);
                 }
-                TRANSMIT => {
+                Happened::Transmit => {
                     drop(self.transmitter.queue.notify.read());
                     wake(&mut self.sending, Direction::WaitsForDriver);
                 }
-                TAP => self.tap_event(event.event_set())?,
+                Happened::Tap { gone: true, .. } => self.tap_gone("its interface was removed")?,
+                Happened::Tap {
+                    readable, writable, ..
+                } => {
+                    if readable {
+                        wake(&mut self.receiving, Direction::WaitsForTap);
+                    }
+                    if writable {
+                        wake(&mut self.sending, Direction::WaitsForTap);
+                    }
+                }
+                Happened::Time => {
+                    // Whose time it was finds out by itself.
+                    for direction in [&mut self.receiving, &mut self.sending] {
+                        if matches!(direction, Direction::WaitsUntil(_)) {
+                            *direction = Direction::Busy;
+                        }
+                    }
+                }
                 // The thread ends; nobody reads this one.
-                _ => {}
+                Happened::Wake => {}
             }
         }
         Ok(())
     }
 
-    fn tap_event(&mut self, events: EventSet) -> Result<(), QueueError> {
-        if events.intersects(EventSet::ERROR | EventSet::HANG_UP) {
-            return Ok(self.tap_gone("its interface was removed")?);
-        }
-        if events.contains(EventSet::IN) {
-            wake(&mut self.receiving, Direction::WaitsForTap);
-        }
-        if events.contains(EventSet::OUT) {
-            wake(&mut self.sending, Direction::WaitsForTap);
-        }
-        Ok(())
+    /// How long until the first direction that waits for the time may go on.
+    fn time_left(&self) -> Option<Duration> {
+        let waits = |direction| match direction {
+            Direction::WaitsUntil(until) => Some(until),
+            _ => None,
+        };
+        let until = [self.sending, self.receiving]
+            .into_iter()
+            .filter_map(waits)
+            .min()?;
+        let left = until.saturating_sub(self.shared.throttle.now());
+        Some(Duration::from_nanos(left.max(SHORTEST_WAIT).unsigned_abs()))
     }
 
     /// The link goes down; the guest's frames are dropped from now on.

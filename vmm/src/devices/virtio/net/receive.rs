@@ -17,10 +17,13 @@ use vm_memory::VolatileSlice;
 use super::config::{Config, MAX_FRAME_BYTES};
 use super::counters::Counters;
 use super::header::{HEADER_BYTES, HeaderBytes};
+use super::pair::Shared;
 use super::tap::{MAX_SLICES, Tap};
+use super::throttle::NetThrottle;
 use super::used::UsedRing;
 use crate::devices::virtio::GuestMemory;
 use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::pacing::clock::Nanos;
 use crate::devices::virtio::queue::{ActiveQueue, Chain, QueueError};
 
 /// Frames that share one interrupt, at most.
@@ -33,8 +36,10 @@ pub(super) enum Received {
     TapEmpty,
     /// There may be more in the tap.
     More,
-    /// The guest gives no buffers; the driver notifies when it does.
+    /// The guest gives no buffers.
     NoBuffers,
+    /// The next frame may come at this time, and none before.
+    Paced(Nanos),
     /// The tap can't be read any more.
     TapGone(io::Error),
 }
@@ -86,6 +91,7 @@ pub(super) struct Receiver<'m> {
     memory: &'m GuestMemory,
     interrupt: &'m Interrupt,
     tap: &'m Tap,
+    throttle: &'m NetThrottle,
     counters: &'m Counters,
     rules: Rules,
     used: UsedRing,
@@ -94,29 +100,26 @@ pub(super) struct Receiver<'m> {
     ready_bytes: usize,
     spill: Vec<u8>,
     overrun: Option<Overrun>,
+    /// The tap has not been found empty since the last frame.
+    busy: bool,
 }
 
 impl<'m> Receiver<'m> {
-    pub(super) fn new(
-        queue: ActiveQueue,
-        memory: &'m GuestMemory,
-        interrupt: &'m Interrupt,
-        tap: &'m Tap,
-        counters: &'m Counters,
-        rules: Rules,
-    ) -> Self {
+    pub(super) fn new(queue: ActiveQueue, shared: &'m Shared) -> Self {
         Receiver {
             used: UsedRing::new(&queue),
             queue,
-            memory,
-            interrupt,
-            tap,
-            counters,
-            rules,
+            memory: &shared.memory,
+            interrupt: &shared.interrupt,
+            tap: &shared.lane.tap,
+            throttle: &shared.throttle,
+            counters: &shared.counters,
+            rules: shared.rules,
             ready: VecDeque::new(),
             ready_bytes: 0,
             spill: vec![0; MAX_FRAME_BYTES],
             overrun: None,
+            busy: false,
         }
     }
 
@@ -137,11 +140,13 @@ impl<'m> Receiver<'m> {
         if self.used.wants_interrupt(&mut self.queue, self.memory)? {
             self.interrupt.signal_queue();
         }
-        match outcome? {
-            Received::NoBuffers if self.queue.request_notifications(self.memory)? => {
-                Ok(Received::More)
-            }
-            outcome => Ok(outcome),
+        outcome
+    }
+
+    /// Drops the frame that waits for more buffers, if there is one.
+    pub(super) fn give_up_frame(&mut self) {
+        if self.overrun.take().is_some() {
+            self.drop_frame();
         }
     }
 
@@ -169,6 +174,11 @@ impl<'m> Receiver<'m> {
         if self.ready.is_empty() {
             return Ok(Received::NoBuffers);
         }
+        let meter = &self.throttle.received;
+        let now = meter.limits_anything().then(|| self.throttle.now());
+        if let Some(until) = now.and_then(|now| meter.closed_until(now)) {
+            return Ok(Received::Paced(until));
+        }
         let mut header = HeaderBytes::default();
         let (room, result) = self.read(&mut header);
         let total = match result {
@@ -176,11 +186,19 @@ impl<'m> Receiver<'m> {
             Err(error) => {
                 return Ok(match error.raw_os_error() {
                     Some(libc::EINTR) => Received::More,
-                    Some(libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS) => Received::TapEmpty,
+                    Some(libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS) => {
+                        self.busy = false;
+                        Received::TapEmpty
+                    }
                     _ => Received::TapGone(error),
                 });
             }
         };
+        if let Some(now) = now {
+            let bytes = total.saturating_sub(HEADER_BYTES);
+            meter.passed(now, bytes, self.busy);
+            self.busy = true;
+        }
         if total < HEADER_BYTES || self.too_large(&header, total) {
             return Ok(self.drop_frame());
         }

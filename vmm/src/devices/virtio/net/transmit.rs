@@ -7,16 +7,21 @@ use vm_memory::VolatileSlice;
 
 use super::counters::Counters;
 use super::header::{HEADER_BYTES, HeaderBytes, Permitted};
+use super::pair::Shared;
 use super::tap::{MAX_SLICES, Tap};
+use super::throttle::NetThrottle;
 use crate::devices::virtio::GuestMemory;
 use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::pacing::clock::Nanos;
 use crate::devices::virtio::queue::{ActiveQueue, Chain, QueueError};
 
 /// How a round of sending ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    /// The queue is empty; the driver notifies of what comes next.
+    /// The queue is empty.
     QueueEmpty,
+    /// The next frame may go at this time, and none before.
+    Paced(Nanos),
     /// There may be more in the queue.
     More,
     /// The tap takes no more for now; the next frame is still in the queue.
@@ -27,7 +32,9 @@ pub(super) enum Sent {
 
 /// What became of one frame.
 enum Outcome {
-    Done,
+    /// The tap took so many bytes of it.
+    Sent(usize),
+    Dropped,
     TapFull,
     TapGone,
 }
@@ -35,14 +42,30 @@ enum Outcome {
 /// Serves a transmit queue.
 pub(super) struct Transmitter<'m> {
     pub(super) queue: ActiveQueue,
-    pub(super) memory: &'m GuestMemory,
-    pub(super) interrupt: &'m Interrupt,
-    pub(super) tap: &'m Tap,
-    pub(super) counters: &'m Counters,
-    pub(super) permitted: Permitted,
+    memory: &'m GuestMemory,
+    interrupt: &'m Interrupt,
+    tap: &'m Tap,
+    throttle: &'m NetThrottle,
+    counters: &'m Counters,
+    permitted: Permitted,
+    /// The queue has not been found empty since the last frame.
+    busy: bool,
 }
 
-impl Transmitter<'_> {
+impl<'m> Transmitter<'m> {
+    pub(super) fn new(queue: ActiveQueue, shared: &'m Shared) -> Self {
+        Transmitter {
+            queue,
+            memory: &shared.memory,
+            interrupt: &shared.interrupt,
+            tap: &shared.lane.tap,
+            throttle: &shared.throttle,
+            counters: &shared.counters,
+            permitted: shared.permitted,
+            busy: false,
+        }
+    }
+
     /// Sends what is in the queue, a full queue at most.
     pub(super) fn round(&mut self) -> Result<Sent, QueueError> {
         self.queue.suppress_notifications(self.memory)?;
@@ -52,16 +75,22 @@ impl Transmitter<'_> {
         if completed && self.queue.wants_interrupt(self.memory)? {
             self.interrupt.signal_queue();
         }
-        match sent? {
-            Sent::QueueEmpty if self.queue.request_notifications(self.memory)? => Ok(Sent::More),
-            sent => Ok(sent),
-        }
+        sent
     }
 
     fn send_available(&mut self, completed: &mut bool) -> Result<Sent, QueueError> {
         let mut gone = false;
         for _ in 0..self.queue.queue.size() {
+            let meter = &self.throttle.sent;
+            let now = meter.limits_anything().then(|| self.throttle.now());
+            if let Some(until) = now.and_then(|now| meter.closed_until(now))
+                && self.queue.has_available(self.memory)?
+                && !gone
+            {
+                return Ok(Sent::Paced(until));
+            }
             let Some(chain) = self.queue.pop(self.memory)? else {
+                self.busy = false;
                 return Ok(if gone {
                     Sent::TapGone
                 } else {
@@ -70,7 +99,12 @@ impl Transmitter<'_> {
             };
             let head = chain.head;
             match self.send(chain)? {
-                Outcome::Done => {}
+                Outcome::Sent(bytes) => {
+                    if let Some(now) = now {
+                        meter.passed(now, bytes, std::mem::replace(&mut self.busy, true));
+                    }
+                }
+                Outcome::Dropped => {}
                 Outcome::TapGone => gone = true,
                 Outcome::TapFull => {
                     self.queue.queue.go_to_previous_position();
@@ -100,21 +134,21 @@ impl Transmitter<'_> {
         // The tap gets this copy: the guest could change its own after the check.
         let Ok(mut bytes) = self.permitted.check(&bytes, frame.len()) else {
             self.counters.send_malformed.add(1);
-            return Ok(Outcome::Done);
+            return Ok(Outcome::Dropped);
         };
         let mut slices = Vec::with_capacity(1 + frame.slices().len());
         slices.push(VolatileSlice::from(&mut bytes[..]));
         slices.extend_from_slice(frame.slices());
         if slices.len() > MAX_SLICES {
             self.counters.send_malformed.add(1);
-            return Ok(Outcome::Done);
+            return Ok(Outcome::Dropped);
         }
         let error = loop {
             match self.tap.write(&slices) {
                 Ok(_) => {
                     self.counters.sent_frames.add(1);
                     self.counters.sent_bytes.add(frame.len() as u64);
-                    return Ok(Outcome::Done);
+                    return Ok(Outcome::Sent(frame.len()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break error,
@@ -130,6 +164,6 @@ impl Transmitter<'_> {
             // ENOMEM: no memory. To drop a frame is what a network may always do.
             _ => self.counters.send_refused.add(1),
         }
-        Ok(Outcome::Done)
+        Ok(Outcome::Dropped)
     }
 }

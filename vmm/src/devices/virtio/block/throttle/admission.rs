@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::clock::Nanos;
 use super::count::Counted;
 use super::{DiskThrottle, lock};
 use crate::devices::virtio::block::request::Operation;
+use crate::devices::virtio::pacing::clock::Nanos;
 use crate::devices::virtio::queue::QueueError;
 use crate::devices::virtio::worker::{Pause, Woken};
 

@@ -2,7 +2,8 @@
 //!
 //! - [`limits`]: what the agent asks for.
 //! - [`count`]: what a request costs.
-//! - [`clock`], `pacer`: when it may start; pure, on a clock of the caller's.
+//! - `pacer`: when it may start, by [`pacing`](crate::devices::virtio::pacing); pure, on a clock
+//!   of the caller's.
 //! - [`admission`]: how a queue's thread waits for that.
 //!
 //! Requests are admitted in two steps, each first come, first served: the disk's own limits,
@@ -19,15 +20,14 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 pub mod admission;
-pub mod clock;
 pub mod count;
 pub mod limits;
 mod pacer;
 
-use self::clock::Nanos;
 use self::count::{Cost, Counted, Counter};
 use self::limits::{DiskLimits, MachineLimits};
 use self::pacer::Pacer;
+use crate::devices::virtio::pacing::clock::Nanos;
 
 /// What all disks of a machine share.
 pub struct MachineThrottle {

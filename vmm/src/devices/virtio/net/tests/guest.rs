@@ -72,6 +72,7 @@ impl Reports {
 pub struct Guest {
     pub driver: TestDriver,
     pub counters: Arc<Counters>,
+    pub control: NetControl,
     pub reports: Reports,
     next_slot: u16,
 }
@@ -79,6 +80,11 @@ pub struct Guest {
 impl Guest {
     /// A device whose driver hasn't begun.
     pub fn new(mtu: Option<u16>) -> Self {
+        Guest::of(vec![open(TAP).unwrap()], mtu, &NetLimits::default())
+    }
+
+    /// One with these pairs of queues, held to these limits.
+    pub fn of(taps: Vec<Tap>, mtu: Option<u16>, limits: &NetLimits) -> Self {
         let reports = Reports::default();
         let told = reports.clone();
         let on_error = Arc::new(move |tap: &str, message| {
@@ -86,13 +92,13 @@ impl Guest {
             told.0.lock().unwrap().push(message);
         });
         let mac = "02:00:00:00:00:01".parse().unwrap();
-        let tap = Tap::open(TAP).unwrap();
-        wait_for_carrier(&tap);
-        let net = Net::new(tap, TAP, mac, mtu, on_error);
-        let counters = net.counters();
+        wait_for_carrier(&taps[0]);
+        let net = Net::new(taps, TAP, mac, mtu, on_error).with_throttle(NetThrottle::new(limits));
+        let control = net.control();
         Guest {
             driver: TestDriver::new(net),
-            counters,
+            counters: Arc::clone(&control.counters),
+            control,
             reports,
             next_slot: 0,
         }
@@ -107,7 +113,12 @@ impl Guest {
     /// From reset to a device that has thrown away what was in its tap: it does so before it
     /// serves its queues.
     pub fn start(&mut self, features: u64) {
-        self.driver.start(features, 2);
+        self.start_queues(features, 2);
+    }
+
+    /// [`start`](Self::start) with so many queues, which may include the control queue.
+    pub fn start_queues(&mut self, features: u64, queues: u32) {
+        self.driver.start(features, queues);
         self.next_slot = 0;
         self.send(&frame([2, 9, 9, 9, 9, 9], HOST, 0, 50));
     }

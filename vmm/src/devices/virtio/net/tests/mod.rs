@@ -3,6 +3,8 @@
 mod guest;
 mod misuse;
 mod namespace;
+mod paced;
+mod pairs;
 mod traffic;
 
 use virtio_bindings::virtio_net::{
@@ -12,9 +14,9 @@ use virtio_bindings::virtio_net::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use self::guest::{GUEST, Guest, HOST, RECEIVE, TRANSMIT, frame, tcp_frame, tcp_header};
-use self::namespace::{TAP, in_namespace, make_tap, remove_tap, set_mtu, set_up};
+use self::namespace::{TAP, in_namespace, in_namespace_of, make_tap, remove_tap, set_mtu, set_up};
 use super::header::HEADER_BYTES;
-use super::tap::TapError;
+use super::tap::{QueuePairs, TapError};
 use super::*;
 use crate::devices::virtio::testing::wait_for;
 
@@ -26,3 +28,12 @@ const SEND_OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4;
 const RECEIVE_OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
 /// `num_buffers` of a frame in one buffer, behind a header that says nothing.
 const PLAIN: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// The only pair of queues of a tap.
+fn open(name: &str) -> Result<Tap, TapError> {
+    Ok(open_pairs(name, QueuePairs::UpTo(1))?.remove(0))
+}
+
+fn open_pairs(name: &str, pairs: QueuePairs) -> Result<Vec<Tap>, TapError> {
+    Tap::open(name, pairs)
+}

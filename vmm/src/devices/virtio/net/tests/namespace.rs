@@ -22,6 +22,11 @@ const PACKET_VNET_HDR: libc::c_int = 15;
 
 /// Runs `test` on a thread in a network namespace of its own; its threads are in there, too.
 pub fn in_namespace(test: impl FnOnce(&Host) + Send + 'static) {
+    in_namespace_of(libc::IFF_TAP, test);
+}
+
+/// [`in_namespace`] with a tap of these flags.
+pub fn in_namespace_of(flags: libc::c_int, test: impl FnOnce(&Host) + Send + 'static) {
     // SAFETY: takes nothing, can't fail.
     if unsafe { libc::geteuid() } != 0 {
         println!("skipped: needs root");
@@ -40,7 +45,7 @@ pub fn in_namespace(test: impl FnOnce(&Host) + Send + 'static) {
             );
             return;
         }
-        make_tap(TAP, libc::IFF_TAP);
+        make_tap(TAP, flags);
         test(&Host::new());
     });
     if let Err(panic) = test.join() {
@@ -48,7 +53,8 @@ pub fn in_namespace(test: impl FnOnce(&Host) + Send + 'static) {
     }
 }
 
-/// Makes an interface that stays when it is closed, of kind `IFF_TAP` or `IFF_TUN`.
+/// Makes an interface that stays when it is closed, of kind `IFF_TAP` or `IFF_TUN`, and perhaps with
+/// `IFF_MULTI_QUEUE`.
 pub fn make_tap(name: &str, kind: libc::c_int) {
     let tun = OpenOptions::new()
         .read(true)

@@ -192,6 +192,31 @@ fn a_driver_that_knows_the_mtu_gets_nothing_beyond_it() {
 }
 
 #[test]
+fn jumbo_frames_pass_both_ways() {
+    in_namespace(|host| {
+        const MTU: u16 = 9001;
+        set_mtu(MTU.into());
+        let mut guest = Guest::new(Some(MTU));
+        for features in [0, MERGEABLE | EVENT_IDX] {
+            guest.start(features | 1 << VIRTIO_NET_F_MTU);
+            if features == 0 {
+                guest.give(&[12, u32::from(MTU) + 14]);
+            } else {
+                (0..5).for_each(|_| guest.give(&[2000]));
+            }
+            let sent = frame(HOST, GUEST, 1, MTU.into());
+            host.send(&sent);
+            assert!(guest.receive().1 == sent);
+            let sent = frame(GUEST, HOST, 2, MTU.into());
+            guest.send(&sent);
+            assert!(host.receive(GUEST).1 == sent);
+        }
+        assert_eq!(guest.counters.receive_dropped.get(), 0);
+        assert_eq!(guest.counters.send_refused.get(), 0);
+    });
+}
+
+#[test]
 fn thousands_of_frames_of_any_size_arrive_in_order_and_unchanged() {
     in_namespace(|host| {
         let features = MERGEABLE | RECEIVE_OFFLOADS | SEND_OFFLOADS | EVENT_IDX;

@@ -4,14 +4,12 @@ use proptest::prelude::*;
 
 use super::super::limits::Burst;
 use super::*;
+use crate::devices::virtio::pacing::measure::LAG;
 
 const SECOND: Nanos = 1_000_000_000;
 
 fn steady(per_second: u64) -> Option<Limit> {
-    Some(Limit {
-        per_second,
-        burst: None,
-    })
+    Some(Limit::steady(per_second))
 }
 
 fn limits(operations: Option<Limit>, bytes: Option<Limit>) -> DiskLimits {

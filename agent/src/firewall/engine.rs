@@ -1,0 +1,386 @@
+//! The firewall itself, without anything asynchronous: the policy in force, what it compiles to,
+//! and the kernel. One change at a time.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use rustix::io::Errno;
+
+use super::{
+    Counter, Dropped, FirewallError, Repair,
+    compile::{self, Layers, Parts},
+    conntrack::{self, Scope},
+    netlink::{NetlinkError, Socket, batch::Batch, read},
+    policy::{Change, Policy},
+    table::{Command, Family, Table, Tables, diff},
+};
+
+/// How many differences a [`Repair`] names.
+const NAMED: usize = 8;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Engine {
+    policy: Arc<Policy>,
+    parts: Parts,
+    /// Opened when it is needed first.
+    socket: Option<Socket>,
+    /// The generation of the kernel's rules in which our tables were known to be right.
+    generation: Option<u32>,
+}
+
+/// Changes that belong together.
+#[derive(Debug)]
+pub struct Request {
+    pub changes: Vec<Change>,
+    /// Connections that are no longer admitted end.
+    pub cut: bool,
+}
+
+impl Engine {
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.clone()
+    }
+
+    /// Port of our socket, by which others tell our changes from those of strangers.
+    pub fn port(&self) -> Option<u32> {
+        self.socket.as_ref().map(Socket::port)
+    }
+
+    /// See [`super::Firewall::load`].
+    pub fn load(&mut self, policy: Policy) -> Result<Option<Repair>, FirewallError> {
+        self.generation = None;
+        self.policy = Arc::new(policy);
+        self.parts = Parts::default();
+        if self.policy.networks.is_empty() {
+            // Whoever has no networks needs neither nf_tables nor the right to use them.
+            return match self.synchronise(true) {
+                Ok(repair) => Ok(repair),
+                Err(error) => {
+                    tracing::debug!("no look at nf_tables: {error}");
+                    Ok(None)
+                }
+            };
+        }
+        Ok(self.synchronise(true)?)
+    }
+
+    /// Compares the kernel's tables with what is wanted, and repairs them.
+    pub fn reconcile(&mut self) -> Result<Option<Repair>, FirewallError> {
+        if self.policy.networks.is_empty() && self.socket.is_none() {
+            return Ok(None);
+        }
+        let now = read::generation(self.socket()?)?;
+        if self.generation == Some(now) {
+            return Ok(None);
+        }
+        Ok(self.synchronise(false)?)
+    }
+
+    /// Makes the changes of all requests in one transaction. The answer has one entry for each: of
+    /// connections that were cut.
+    #[allow(clippy::type_complexity)]
+    pub fn apply(
+        &mut self,
+        requests: &[Request],
+    ) -> Result<Vec<Result<u64, FirewallError>>, FirewallError> {
+        let mut units = BTreeSet::new();
+        let mut undo = Vec::new();
+        let mut scopes = Vec::new();
+        let was_empty = self.policy.networks.is_empty();
+        let policy = Arc::make_mut(&mut self.policy);
+        for request in requests {
+            let mut scope = Scope::default();
+            for change in &request.changes {
+                units.extend(compile::affected(policy, change));
+                if request.cut {
+                    scope.add(policy, change);
+                }
+                undo.push(policy.inverse(change));
+                policy.apply(change.clone());
+                units.extend(compile::affected(policy, change));
+            }
+            scopes.push(scope);
+        }
+        let step = self.parts.step(&self.policy, &units);
+        let is_empty = self.policy.networks.is_empty();
+        let done = if was_empty && is_empty {
+            self.parts.take(step);
+            Ok(())
+        } else if was_empty != is_empty {
+            let replaced = self.parts.take(step);
+            let done = self.synchronise(false).map(drop);
+            if done.is_err() {
+                self.parts.restore(replaced);
+            }
+            done
+        } else {
+            self.commit(step)
+        };
+        if let Err(error) = done {
+            let policy = Arc::make_mut(&mut self.policy);
+            for change in undo.into_iter().rev().flatten() {
+                policy.apply(change);
+            }
+            return Err(error.into());
+        }
+        Ok(self.cut(&scopes))
+    }
+
+    fn cut(&mut self, scopes: &[Scope]) -> Vec<Result<u64, FirewallError>> {
+        let refs: Vec<&Scope> = scopes.iter().collect();
+        let policy = self.policy.clone();
+        let counts = if scopes.iter().all(Scope::is_empty) {
+            Ok(vec![0; scopes.len()])
+        } else {
+            self.socket()
+                .and_then(|socket| conntrack::cut(socket, &policy, &refs))
+        };
+        match counts {
+            Ok(counts) => counts.into_iter().map(Ok).collect(),
+            Err(error) => scopes
+                .iter()
+                .map(|scope| match scope.is_empty() {
+                    true => Ok(0),
+                    false => Err(FirewallError::Conntrack(error.to_string())),
+                })
+                .collect(),
+        }
+    }
+
+    fn socket(&mut self) -> Result<&mut Socket, NetlinkError> {
+        if self.socket.is_none() {
+            self.socket = Some(Socket::open(0)?);
+        }
+        // It was just put there.
+        self.socket.as_mut().ok_or(NetlinkError::Missing)
+    }
+
+    /// Takes a step from what is in force.
+    fn commit(&mut self, step: compile::Step) -> Result<(), NetlinkError> {
+        let before = self.generation;
+        let socket = self.socket()?;
+        let mut batch = Batch::new(socket);
+        for family in Family::ALL {
+            batch.extend(family, &diff(step.old.get(family), step.new.get(family)));
+        }
+        if batch.commands() == 0 {
+            self.parts.take(step);
+            return Ok(());
+        }
+        let done = batch.commit(socket);
+        match done {
+            Ok(()) => {
+                let now = read::generation(socket)?;
+                // If it is not the next one, somebody else changed something, too.
+                self.generation = before
+                    .map(|before| before.wrapping_add(1))
+                    .filter(|next| *next == now);
+                self.parts.take(step);
+                Ok(())
+            }
+            // The tables are not what they were made: start from what is there.
+            Err(error) => {
+                tracing::warn!("rules are looked at again: {error}");
+                let replaced = self.parts.take(step);
+                let done = self.synchronise(false).map(drop);
+                if done.is_err() {
+                    self.parts.restore(replaced);
+                }
+                done
+            }
+        }
+    }
+
+    /// Makes the kernel's tables what is wanted, whatever they are. With `load`, what is wanted is
+    /// compiled from the policy, and elements stay where they are found.
+    fn synchronise(&mut self, load: bool) -> Result<Option<Repair>, NetlinkError> {
+        let policy = self.policy.clone();
+        if load {
+            self.parts = Parts::of(&policy, &Layers::default());
+        }
+        self.socket()?;
+        let Some(socket) = self.socket.as_mut() else {
+            return Err(NetlinkError::Missing);
+        };
+        let mut generation = read::generation(socket)?;
+        let mut wanted = self.parts.tables();
+        let mut found = read_all(socket, &wanted)?;
+        if load && let Some(inet) = &found[0] {
+            let mut layers = compile::layers_found(&inet.table);
+            layers.extend(compile::layers_found(&inet.strangers));
+            let parts = Parts::of(&policy, &layers);
+            if parts != self.parts {
+                self.parts = parts;
+                wanted = self.parts.tables();
+                generation = read::generation(socket)?;
+                found = read_all(socket, &wanted)?;
+            }
+        }
+        if wanted == Tables::default() && found.iter().all(Option::is_none) {
+            self.generation = Some(generation);
+            return Ok(None);
+        }
+        let mut repair = Repair::default();
+        let mut batch = Batch::new(socket);
+        for (family, found) in Family::ALL.into_iter().zip(&found) {
+            let wanted = wanted.get(family);
+            repair_table(&mut batch, family, found.as_ref(), wanted, &mut repair);
+        }
+        if batch.commands() == 0 {
+            self.generation = Some(generation);
+            return Ok(None);
+        }
+        let mut done = batch.commit(socket);
+        if let Err(error) = &done
+            && found.iter().any(Option::is_some)
+        {
+            tracing::warn!("our tables are made anew: {error}");
+            let mut batch = Batch::new(socket);
+            for (family, found) in Family::ALL.into_iter().zip(&found) {
+                rebuild(&mut batch, family, found.is_some(), wanted.get(family));
+            }
+            done = batch.commit(socket);
+        }
+        done?;
+        // Whether somebody came between shows the next time.
+        self.generation =
+            Some(read::generation(socket)?).filter(|now| *now == generation.wrapping_add(1));
+        Ok(Some(repair))
+    }
+
+    /// See [`super::Firewall::counters`].
+    pub fn counters(
+        &mut self,
+        groups: &BTreeSet<String>,
+    ) -> Result<std::collections::BTreeMap<String, Counter>, FirewallError> {
+        let mut sets = Vec::new();
+        let all = self.policy.groups.keys();
+        for group in all.filter(|it| groups.is_empty() || groups.contains(*it)) {
+            sets.extend(self.parts.counting_sets(group).map(str::to_owned));
+        }
+        let mut counters = std::collections::BTreeMap::<String, Counter>::new();
+        for set in sets {
+            self.read_counters(&set, |rule, counter| {
+                let sum = counters.entry(rule.to_owned()).or_default();
+                sum.packets += counter.packets;
+                sum.bytes += counter.bytes;
+            })?;
+        }
+        Ok(counters)
+    }
+
+    /// See [`super::Firewall::dropped`].
+    pub fn dropped(
+        &mut self,
+    ) -> Result<std::collections::BTreeMap<String, Dropped>, FirewallError> {
+        let mut dropped = std::collections::BTreeMap::<String, Dropped>::new();
+        if self.policy.networks.is_empty() {
+            return Ok(dropped);
+        }
+        type Part = fn(&mut Dropped) -> &mut Counter;
+        let parts: [(&str, Part); 4] = [
+            ("spoofed", |it| &mut it.spoofed),
+            ("refused-out", |it| &mut it.egress),
+            ("refused-in", |it| &mut it.ingress),
+            ("refused-host", |it| &mut it.host),
+        ];
+        for (set, part) in parts {
+            self.read_counters(set, |interface, counter| {
+                *part(dropped.entry(interface.to_owned()).or_default()) = counter;
+            })?;
+        }
+        Ok(dropped)
+    }
+
+    fn read_counters(
+        &mut self,
+        set: &str,
+        mut each: impl FnMut(&str, Counter),
+    ) -> Result<(), FirewallError> {
+        let socket = self.socket()?;
+        let read = read::elements(socket, Family::Inet, set, |_, comment, counter| {
+            each(comment, counter);
+        });
+        match read {
+            Ok(_) => Ok(()),
+            // It was removed by hand; the next reconciliation makes it again.
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn read_all(
+    socket: &mut Socket,
+    wanted: &Tables,
+) -> Result<[Option<read::Found>; 2], NetlinkError> {
+    Ok([
+        read::table(socket, Family::Inet, &wanted.inet)?,
+        read::table(socket, Family::Arp, &wanted.arp)?,
+    ])
+}
+
+fn repair_table(
+    batch: &mut Batch,
+    family: Family,
+    found: Option<&read::Found>,
+    wanted: &Table,
+    repair: &mut Repair,
+) {
+    match found {
+        Some(found) if wanted.is_empty() => {
+            repair.differs("tables of networks that are no more".to_owned());
+            let _ = found;
+            batch.delete_table(family);
+        }
+        Some(found) => {
+            if let Some(reason) = &found.beyond_repair {
+                repair.differs(reason.clone());
+                return rebuild(batch, family, true, wanted);
+            }
+            let commands = diff(&found.table, wanted);
+            for command in &commands {
+                repair.differs(describe(command));
+            }
+            batch.extend(family, &commands);
+        }
+        None if wanted.is_empty() => {}
+        None => {
+            repair.differs("the table was not there".to_owned());
+            rebuild(batch, family, false, wanted);
+        }
+    }
+}
+
+fn rebuild(batch: &mut Batch, family: Family, is_there: bool, wanted: &Table) {
+    if is_there {
+        batch.delete_table(family);
+    }
+    if !wanted.is_empty() {
+        batch.add_table(family);
+        batch.extend(family, &diff(&Table::default(), wanted));
+    }
+}
+
+fn describe(command: &Command<'_>) -> String {
+    match command {
+        Command::AddChain(name, _) => format!("chain {name} was missing"),
+        Command::AddSet(name, _) => format!("set {name} was missing"),
+        Command::FlushChain(name) | Command::AddRule(name, _) => {
+            format!("chain {name} had other rules")
+        }
+        Command::DeleteElement(set, ..) => format!("set {set} had an element too many"),
+        Command::AddElement(set, ..) => format!("set {set} lacked an element"),
+        Command::DeleteChain(name) => format!("chain {name} was too many"),
+        Command::DeleteSet(name) => format!("set {name} was too many"),
+    }
+}
+
+impl Repair {
+    fn differs(&mut self, how: String) {
+        self.differences += 1;
+        if self.named.len() < NAMED && !self.named.contains(&how) {
+            self.named.push(how);
+        }
+    }
+}

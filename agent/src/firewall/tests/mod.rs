@@ -1,0 +1,7 @@
+//! Real packets through real rules, in network namespaces of their own. Guests are taps whose other
+//! end the test holds, so that each packet is under its control and seen where it arrives.
+
+mod packet;
+mod world;
+
+mod forwarding;

@@ -1,0 +1,5 @@
+//! The services of a tap as a guest finds them: real clients in a network namespace of their own,
+//! on the other end of a veth that stands for the tap.
+
+mod clients;
+mod link;
