@@ -50,7 +50,11 @@ async fn rules(context: &Context, load: bool) -> ApiResult<()> {
     if load || !context.networks.enforced.is_loaded() {
         return enforce::load(context).await;
     }
-    Ok(())
+    let reconciled = context.firewall.reconcile().await;
+    match reconciled {
+        Ok(_) => Ok(()),
+        Err(error) => Err(enforce::Failure::from(error).into()),
+    }
 }
 
 /// Repairs the taps of those who run, and removes those of ours that nobody has.
