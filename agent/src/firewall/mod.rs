@@ -137,11 +137,6 @@ impl Firewall {
         Ok(())
     }
 
-    /// The policy in force.
-    pub async fn policy(&self) -> Arc<Policy> {
-        Arc::new(self.inner.lock().await.clone())
-    }
-
     /// Makes changes, all or none, in one transaction; they are in force when it returns.
     /// Changes that come at the same time may share a transaction. They are made even when nobody
     /// waits for it any more.
