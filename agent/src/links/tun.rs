@@ -8,9 +8,6 @@ use std::{
 
 use super::{LinkError, LinkResult};
 
-/// Whether taps have several queues. The VMM must attach to a tap in the way it was made.
-const MULTI_QUEUE: bool = false;
-
 /// A tap that is gone when this is dropped, unless [`Unfinished::keep`] was called.
 #[derive(Debug)]
 pub struct Unfinished {
@@ -36,10 +33,11 @@ pub fn make(name: &str) -> LinkResult<Unfinished> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
-    if MULTI_QUEUE {
-        flags |= libc::IFF_MULTI_QUEUE;
-    }
+    let flags = libc::IFF_TAP
+        | libc::IFF_NO_PI
+        | libc::IFF_VNET_HDR
+        | libc::IFF_MULTI_QUEUE
+        | libc::IFF_TUN_EXCL;
     // All of them are in the lower 16 bits.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
