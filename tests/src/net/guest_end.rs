@@ -24,6 +24,10 @@ const MESSAGE_BYTES: usize = 1900;
 const WINDOW: usize = 16;
 /// Ends a test whose guest has gone silent.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks whether the relay works.
+const LOOK: Duration = Duration::from_millis(5);
+/// Between two of those.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A guest's card.
 pub struct GuestEnd {
@@ -62,9 +66,17 @@ pub fn relayed(netns: &Netns, control: &str) -> Result<impl FnOnce(&mut RunInsta
 
 impl GuestEnd {
     /// Takes the card of a probe that was started with [`relayed`].
-    pub async fn new(netns: &Netns, probe: &Probe<'_>, control: &str) -> Result<Self> {
+    pub async fn new(netns: &Netns, mut probe: Probe<'_>, control: &str) -> Result<Self> {
         let interface = probe.guest.interface().await?;
-        let end = Self {
+        let machine = probe.expect_ok("identify").await?;
+        let nics = machine["nics"].as_array().context("no cards")?;
+        let lent = nics.iter().position(|it| it["mac"] == interface.mac_address);
+        let (lent, other) = match lent {
+            Some(0) => (0, 1),
+            Some(1) => (1, 0),
+            _ => anyhow::bail!("not two cards, one of {interface:?}: {machine}"),
+        };
+        let mut end = Self {
             instance: probe.guest.id.clone(),
             mac: mac(&interface.mac_address)?,
             ipv4: interface.private_ipv4.parse()?,
@@ -79,7 +91,23 @@ impl GuestEnd {
             waiting: Vec::new(),
             inbox: Vec::new(),
         };
-        probe.send("relay nic=0 control=1").await?;
+        let command = format!("relay nic={lent} control={other}");
+        probe.send(&command).await?;
+        // It answers only when it ends, or when it can't. What comes before it listens is lost.
+        let deadline = Instant::now() + PATIENCE;
+        let mut again = Instant::now();
+        while end.number == 0 || !end.waiting.is_empty() {
+            if Instant::now() >= again {
+                end.waiting.clear();
+                end.message(SEND, &[])?;
+                again = Instant::now() + AGAIN;
+            }
+            if let Ok(answer) = tokio::time::timeout(LOOK, probe.answer()).await {
+                anyhow::bail!("`{command}` was answered with {:?}", answer?);
+            }
+            ensure!(Instant::now() < deadline, "no relay: {}", probe.guest.logs());
+            end.take()?;
+        }
         Ok(end)
     }
 
@@ -134,7 +162,7 @@ impl GuestEnd {
 
     /// Takes in what the probe has said; waits for something, if there is nothing yet.
     fn hear(&mut self, deadline: Instant) -> Result<()> {
-        let silent = || format!("the probe of {} has gone silent", self.instance);
+        let silent = || format!("the probe of {} has gone silent: {:?}", self.instance, self.waiting);
         ensure!(Instant::now() < deadline, silent());
         if !self.take()? {
             self.control.wait(deadline)?;

@@ -153,6 +153,11 @@ impl Lab {
         }
     }
 
+    /// What has come to the host itself of our packets, whole or in part.
+    pub fn at_the_host(&self) -> Vec<Seen> {
+        self.host.receive()
+    }
+
     /// Packets of which only a part has arrived.
     pub fn in_part(&self) -> Vec<(End, u32)> {
         self.parts.keys().copied().collect()

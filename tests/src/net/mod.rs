@@ -13,6 +13,7 @@ mod lab;
 mod outside;
 pub mod packet;
 mod random;
+pub mod setting;
 mod wire;
 
 pub use guest_end::{GuestEnd, relayed};

@@ -337,6 +337,21 @@ pub fn frame(source: [u8; 6], destination: [u8; 6], kind: u16, content: &[u8]) -
     frame
 }
 
+/// An IPv6 packet with this protocol, hop limit and content, in which the checksum is filled in.
+pub fn raw_ipv6(
+    source: std::net::Ipv6Addr,
+    destination: std::net::Ipv6Addr,
+    (protocol, hop_limit): (u8, u8),
+    mut content: Vec<u8>,
+) -> Vec<u8> {
+    let body = Body::Other(protocol);
+    let packet = Packet::new(source.into(), destination.into(), body, 0);
+    header::set_checksum(&packet, &mut content);
+    let mut ip = header::ip(&packet, content, None);
+    ip[7] = hop_limit;
+    ip
+}
+
 /// The IP packet in a frame, if there is one.
 pub fn ip_of(frame: &[u8]) -> Option<&[u8]> {
     matches!(frame.get(12..14)?, [0x08, 0x00] | [0x86, 0xdd]).then(|| &frame[14..])
