@@ -40,7 +40,7 @@ fn outside(random: &mut Random, ipv6: bool, own: Option<usize>) -> IpAddr {
         (false, Some(_)) => IpAddr::from([203, 0, 113, 100 + host]),
         (false, None) => *random.pick(&[
             OUTSIDE4,
-            IpAddr::from([198, 51, 100, 77]),
+            IpAddr::from([192, 0, 2, 77]),
             IpAddr::from([203, 0, 113, 7]),
             IpAddr::from([203, 0, 113, 200]),
             IpAddr::from([10, 99, 0, 5]),

@@ -62,7 +62,12 @@ pub fn routes(scene: &mut Scene) -> Result<Vec<Case>> {
                     let mut packet = scene.udp(own, to);
                     packet.options = options.clone();
                     let frames = scene.frames(&packet);
-                    cases.push(Case::counted(format!("{name} to {to}"), frames));
+                    // A way that is over is no option that nftables knows; the kernel itself
+                    // refuses it, by `accept_source_route`.
+                    cases.push(Case {
+                        is_counted: place == 4,
+                        ..Case::counted(format!("{name} to {to}"), frames)
+                    });
                 }
             }
         }

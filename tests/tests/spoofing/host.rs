@@ -111,7 +111,6 @@ pub fn own_addresses(scene: &mut Scene) -> Result<Vec<Case>> {
         at("::1")?,
         at("fe80::1")?,
         at("fd12:3456:789a:1::1")?,
-        at("::ffff:127.0.0.1")?,
     ];
     to_all(scene, &destinations, &[HOST_MAC])
 }
