@@ -15,8 +15,8 @@ use hearth_proto::v1::{
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
     network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
-    snapshot_service_client::SnapshotServiceClient,
-    store_service_client::StoreServiceClient, volume_service_client::VolumeServiceClient,
+    snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};

@@ -10,14 +10,14 @@ use hearth_proto::v1::{
     security_group_permission::Peer,
 };
 use hearth_tests::{
-    BOOT, Hearth, Netns,
+    BOOT, Hearth, Netns, needs_kvm, needs_network,
     net::{
         Body, End, HOST_MAC, HOST4, Lab, OUTSIDE4, Outside, Packet, Wire,
         packet::{self, tcp},
         setting,
     },
     netns::EVERY_FRAME,
-    needs_kvm, needs_network, programs,
+    programs,
 };
 
 /// Always allowed, never allowed, and what the changes are about.
@@ -182,7 +182,9 @@ async fn an_interface_that_only_looks_like_a_tap_of_ours_gets_nothing_through() 
     let name = "hthdeadbeef0001";
     let host = scene.hearth.netns()?;
     let holder = far.holder();
-    host.ip(&format!("link add {name} type veth peer name far0 netns {holder}"))?;
+    host.ip(&format!(
+        "link add {name} type veth peer name far0 netns {holder}"
+    ))?;
     far.sysctl("ipv6.conf.far0.disable_ipv6", "1")?;
     far.ip("link set far0 address 02:00:00:00:77:02 up")?;
     host.ip(&format!("link set {name} address 02:68:74:68:00:01 up"))?;

@@ -5,13 +5,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use hearth_tests::{
-    Hearth,
+    Hearth, needs_kvm, needs_network,
     net::{
         Body, End, HOST4, HOST6, Lab, OUTSIDE4, OUTSIDE6, Outside, Packet,
         packet::{protocol, tcp},
         setting,
     },
-    needs_kvm, needs_network,
 };
 
 /// One of everything that opens a connection.
@@ -48,7 +47,9 @@ fn openers(source: IpAddr, destination: IpAddr, tag: &mut u32) -> Vec<Packet> {
 /// All of them arrive there, or none anywhere.
 fn all_or_none(lab: &mut Lab, from: End, packets: &[Packet], to: Option<End>) -> Result<()> {
     lab.send(from, packets)?;
-    let wanted = to.into_iter().flat_map(|to| packets.iter().map(move |it| (to, it.tag)));
+    let wanted = to
+        .into_iter()
+        .flat_map(|to| packets.iter().map(move |it| (to, it.tag)));
     let wanted: Vec<_> = wanted.collect();
     let arrived = lab.arrived_with(&wanted)?;
     let mut seen: Vec<_> = arrived.iter().map(|it| (it.end, it.packet.tag)).collect();

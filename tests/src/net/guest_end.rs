@@ -70,7 +70,9 @@ impl GuestEnd {
         let interface = probe.guest.interface().await?;
         let machine = probe.expect_ok("identify").await?;
         let nics = machine["nics"].as_array().context("no cards")?;
-        let lent = nics.iter().position(|it| it["mac"] == interface.mac_address);
+        let lent = nics
+            .iter()
+            .position(|it| it["mac"] == interface.mac_address);
         let (lent, other) = match lent {
             Some(0) => (0, 1),
             Some(1) => (1, 0),
@@ -105,7 +107,11 @@ impl GuestEnd {
             if let Ok(answer) = tokio::time::timeout(LOOK, probe.answer()).await {
                 anyhow::bail!("`{command}` was answered with {:?}", answer?);
             }
-            ensure!(Instant::now() < deadline, "no relay: {}", probe.guest.logs());
+            ensure!(
+                Instant::now() < deadline,
+                "no relay: {}",
+                probe.guest.logs()
+            );
             end.take()?;
         }
         Ok(end)
@@ -162,7 +168,12 @@ impl GuestEnd {
 
     /// Takes in what the probe has said; waits for something, if there is nothing yet.
     fn hear(&mut self, deadline: Instant) -> Result<()> {
-        let silent = || format!("the probe of {} has gone silent: {:?}", self.instance, self.waiting);
+        let silent = || {
+            format!(
+                "the probe of {} has gone silent: {:?}",
+                self.instance, self.waiting
+            )
+        };
         ensure!(Instant::now() < deadline, silent());
         if !self.take()? {
             self.control.wait(deadline)?;

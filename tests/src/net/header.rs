@@ -95,7 +95,11 @@ pub(super) struct Parsed<'a> {
 
 pub(super) fn parse(ip: &[u8]) -> Option<Parsed<'_>> {
     let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?));
-    let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?));
+    let v6 = |at: usize| {
+        Some(IpAddr::from(
+            <[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?,
+        ))
+    };
     match ip.first()? >> 4 {
         4 => {
             let header = usize::from(ip[0] & 15) * 4;

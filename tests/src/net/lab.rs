@@ -125,8 +125,7 @@ impl Lab {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut all = self.arrived()?;
         loop {
-            let is_there =
-                |it: &(End, u32)| all.iter().any(|at| (at.end, at.packet.tag) == *it);
+            let is_there = |it: &(End, u32)| all.iter().any(|at| (at.end, at.packet.tag) == *it);
             if wanted.iter().all(is_there) || Instant::now() > deadline {
                 return Ok(all);
             }
@@ -180,7 +179,8 @@ impl Lab {
     /// Sends one packet that has to arrive there; gives how it looked.
     pub fn passes(&mut self, from: End, packet: &Packet, to: End) -> Result<Packet> {
         let arrival = self.pass(from, packet)?;
-        let arrival = arrival.with_context(|| format!("from {from:?} never arrived: {packet:?}"))?;
+        let arrival =
+            arrival.with_context(|| format!("from {from:?} never arrived: {packet:?}"))?;
         ensure!(arrival.end == to, "{packet:?} came to {arrival:?}");
         Ok(arrival.packet)
     }

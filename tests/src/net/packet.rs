@@ -214,7 +214,11 @@ impl Packet {
 
     /// Ethernet frames of it.
     pub fn frames(&self, source: [u8; 6], destination: [u8; 6]) -> Vec<Vec<u8>> {
-        let kind = if self.source.is_ipv4() { 0x0800 } else { 0x86dd };
+        let kind = if self.source.is_ipv4() {
+            0x0800
+        } else {
+            0x86dd
+        };
         let pieces = self.pieces().into_iter();
         pieces
             .map(|ip| frame(source, destination, kind, &ip))
@@ -245,7 +249,11 @@ impl Packet {
                 // Always of the start of the stream, so that it is within every window.
                 let first = flags & tcp::SYN != 0;
                 bytes.extend((SEQUENCE + u32::from(!first)).to_be_bytes());
-                let seen = if flags & tcp::ACK != 0 { SEQUENCE + 1 } else { 0 };
+                let seen = if flags & tcp::ACK != 0 {
+                    SEQUENCE + 1
+                } else {
+                    0
+                };
                 bytes.extend(seen.to_be_bytes());
                 bytes.extend([0x50, *flags, 0xff, 0xff, 0, 0, 0, 0]);
             }

@@ -97,5 +97,9 @@ pub async fn allow(
 ) -> Result<Vec<SecurityGroupRule>> {
     let mut client = hearth.security_groups();
     let request = inbound(group, permissions);
-    Ok(client.authorize_security_group(request).await?.into_inner().rules)
+    Ok(client
+        .authorize_security_group(request)
+        .await?
+        .into_inner()
+        .rules)
 }

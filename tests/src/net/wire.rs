@@ -93,7 +93,8 @@ impl Wire {
                 // The interface's queue is full.
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
-                        || error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
+                        || error.raw_os_error()
+                            == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
                 {
                     std::thread::sleep(Duration::from_millis(1));
                 }

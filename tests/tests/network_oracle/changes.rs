@@ -154,7 +154,10 @@ pub async fn authorize(
     let [(rule_id, rule)] = &made[..] else {
         anyhow::bail!("{permission:?} became {rules:?}");
     };
-    ensure!(Some(rule) == wanted.as_ref(), "{permission:?} became {rules:?}");
+    ensure!(
+        Some(rule) == wanted.as_ref(),
+        "{permission:?} became {rules:?}"
+    );
     let group = model.groups.get_mut(id).context("no such group")?;
     group.rules.insert(rule_id.clone(), rule.clone());
     Ok(format!("authorize {id} {rule:?}"))
@@ -173,7 +176,10 @@ async fn revoke(
         rule_ids: rule_ids.clone(),
         ..Default::default()
     };
-    hearth.security_groups().revoke_security_group(request).await?;
+    hearth
+        .security_groups()
+        .revoke_security_group(request)
+        .await?;
     let group = model.groups.get_mut(id).context("no such group")?;
     group.rules.retain(|it, _| !rule_ids.contains(it));
     Ok(())
@@ -249,7 +255,10 @@ async fn delete_group(hearth: &Hearth, model: &mut Model) -> Result<String> {
     let request = DeleteSecurityGroupRequest {
         security_group_id: id.clone(),
     };
-    hearth.security_groups().delete_security_group(request).await?;
+    hearth
+        .security_groups()
+        .delete_security_group(request)
+        .await?;
     model.groups.remove(&id);
     Ok(format!("delete {id}"))
 }
@@ -271,9 +280,7 @@ pub async fn change(
         .map(|it| it.0.clone())
         .collect();
     match random.below(100) {
-        0..35 if rules.len() < RULES_MOST => {
-            authorize(hearth, model, random, &id, ingress).await
-        }
+        0..35 if rules.len() < RULES_MOST => authorize(hearth, model, random, &id, ingress).await,
         0..55 if !rules.is_empty() => {
             let rule = random.pick(&rules).clone();
             let said = format!("revoke {id} {:?}", model.groups[&id].rules[&rule]);

@@ -75,10 +75,7 @@ impl Connections {
     /// After a change of rules: takes out what they would not let open any more.
     pub fn cut(&mut self, model: &Model) -> Vec<Connection> {
         let admitted = |it: &Connection| model.opens(it.from, &it.sent) == Some(it.to);
-        let mut cut: Vec<_> = self
-            .open
-            .extract_if(.., |it| !admitted(it))
-            .collect();
+        let mut cut: Vec<_> = self.open.extract_if(.., |it| !admitted(it)).collect();
         let now = Instant::now();
         cut.retain(|it| it.is_complete && now.duration_since(it.last) < FRESH);
         self.open.retain(|it| now.duration_since(it.last) < FRESH);

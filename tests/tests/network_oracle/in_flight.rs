@@ -6,13 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
     CreatePrefixListRequest, ModifyPrefixListRequest, PrefixListEntry,
-    ReplaceInstanceSecurityGroupsRequest, SecurityGroupPermission,
-    security_group_permission::Peer,
+    ReplaceInstanceSecurityGroupsRequest, SecurityGroupPermission, security_group_permission::Peer,
 };
 use hearth_tests::{
-    Hearth,
+    Hearth, needs_kvm, needs_network,
     net::{Body, End, Lab, OUTSIDE4, Outside, Packet, setting},
-    needs_kvm, needs_network,
 };
 use tonic::Status;
 

@@ -182,13 +182,15 @@ pub fn can_open(packet: &Packet) -> bool {
         return false;
     }
     // Record route, source routes.
-    if packet.options.first().is_some_and(|it| [7, 131, 137].contains(it)) {
+    if packet
+        .options
+        .first()
+        .is_some_and(|it| [7, 131, 137].contains(it))
+    {
         return false;
     }
     match packet.body {
-        Body::Tcp { flags, .. } => {
-            flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
-        }
+        Body::Tcp { flags, .. } => flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN,
         // Of ICMP, what asks for an answer: echo, timestamp, information, address mask; of
         // ICMPv6 echo and node information.
         Body::Icmp { kind, .. } if packet.source.is_ipv4() => matches!(kind, 8 | 13 | 15 | 17),

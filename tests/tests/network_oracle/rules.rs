@@ -40,7 +40,9 @@ pub fn permission(random: &mut Random, model: &Model, network: usize) -> Securit
                 [128, 128, 139, 1]
             };
             from_port = Some(*random.pick(&kinds));
-            to_port = random.percent(50).then_some(if random.percent(70) { 0 } else { 3 });
+            to_port = random
+                .percent(50)
+                .then_some(if random.percent(70) { 0 } else { 3 });
         }
         _ => {}
     }

@@ -11,9 +11,7 @@ use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{ExplainTrafficRequest, Network as NetworkMessage};
 use hearth_tests::{
     Hearth,
-    net::{
-        Arrival, Body, Cut, End, GuestEnd, Lab, Outside, Packet, Random, packet::tcp, relayed,
-    },
+    net::{Arrival, Body, Cut, End, GuestEnd, Lab, Outside, Packet, Random, packet::tcp, relayed},
     networks::in_network,
 };
 
@@ -68,6 +66,8 @@ struct Trial {
     from: End,
     packet: Packet,
     expected: Option<End>,
+    /// It opens a connection, if it passes; else it is of one that is there.
+    is_new: bool,
 }
 
 fn network_model(network: &NetworkMessage) -> Result<Network> {
@@ -183,11 +183,14 @@ impl World {
         let mut trials = self.old_connections();
         let mut pairs = BTreeSet::new();
         while trials.len() < count {
-            let (from, packet) =
-                packets::packet(&mut self.random, &self.model, &mut self.unique);
+            let (from, packet) = packets::packet(&mut self.random, &self.model, &mut self.unique);
             // One at a time of what is one connection.
             let (source, destination) = (packet.source, packet.destination);
-            let pair = (source.min(destination), source.max(destination), packet.protocol());
+            let pair = (
+                source.min(destination),
+                source.max(destination),
+                packet.protocol(),
+            );
             if matches!(packet.body, Body::Other(_)) && !pairs.insert(pair) {
                 continue;
             }
@@ -195,11 +198,15 @@ impl World {
             if explain && model::can_open(&packet) {
                 self.explain(from, &packet, opens).await?;
             }
-            let expected = self.connections.part_of(from, &packet).or(opens);
+            let known = self.connections.part_of(from, &packet);
+            // What could never open one can't be of one either: source routes.
+            let known = known.filter(|_| model::can_open(&packet));
+            let expected = known.or(opens);
             trials.push(Trial {
                 from,
                 packet,
                 expected,
+                is_new: true,
             });
         }
         let openers = self.try_all(trials)?;
@@ -283,6 +290,7 @@ impl World {
             from,
             packet,
             expected: passes.then_some(to),
+            is_new: false,
         }
     }
 
@@ -291,12 +299,17 @@ impl World {
         self.count.sent += trials.len();
         let mut by_end = BTreeMap::<End, Vec<Packet>>::new();
         for trial in &trials {
-            by_end.entry(trial.from).or_default().push(trial.packet.clone());
+            by_end
+                .entry(trial.from)
+                .or_default()
+                .push(trial.packet.clone());
         }
         for (end, packets) in by_end {
             self.lab.send(end, &packets)?;
         }
-        let wanted = trials.iter().filter_map(|it| Some((it.expected?, it.packet.tag)));
+        let wanted = trials
+            .iter()
+            .filter_map(|it| Some((it.expected?, it.packet.tag)));
         let wanted: Vec<_> = wanted.collect();
         let mut arrived = BTreeMap::new();
         for Arrival { end, packet } in self.lab.arrived_with(&wanted)? {
@@ -328,7 +341,10 @@ impl World {
         let groups = |end| match end {
             Some(End::Guest(number)) => {
                 let guest: &Guest = &self.model.guests[number];
-                let groups = guest.groups.iter().map(|it| (it, &self.model.groups[it].rules));
+                let groups = guest
+                    .groups
+                    .iter()
+                    .map(|it| (it, &self.model.groups[it].rules));
                 format!("{guest:?}: {:#?}", groups.collect::<BTreeMap<_, _>>())
             }
             end => format!("{end:?}"),
@@ -349,8 +365,7 @@ impl World {
         let mut connections = Vec::new();
         for (trial, seen) in passed {
             let Some(to) = trial.expected else { continue };
-            let is_new = model::can_open(&trial.packet);
-            if to == End::Host || !is_new {
+            if to == End::Host || !trial.is_new {
                 continue;
             }
             if !matches!(trial.packet.body, Body::Other(_)) {
@@ -373,6 +388,7 @@ impl World {
                     from: to,
                     packet: error,
                     expected: Some(trial.from),
+                    is_new: false,
                 });
                 trials.extend(self.forged_error(&seen, to, trial.from));
             }
@@ -381,6 +397,7 @@ impl World {
                 from: to,
                 packet: answer,
                 expected: Some(trial.from),
+                is_new: false,
             });
         }
         self.try_all(trials)?;
@@ -402,6 +419,7 @@ impl World {
             from: End::Guest(other),
             packet: seen.error(address, self.unique.tag()),
             expected: None,
+            is_new: false,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use hearth_tests::net::{HOST4, HOST6, HOST_MAC, OUTSIDE4, OUTSIDE6};
+use hearth_tests::net::{HOST_MAC, HOST4, HOST6, OUTSIDE4, OUTSIDE6};
 
 use crate::scene::{ATTACKER, Case, NEIGHBOUR, STRANGER, Scene};
 

@@ -106,9 +106,15 @@ pub fn hop_by_hop(scene: &mut Scene) -> Result<Vec<Case>> {
         for (name, option) in [
             ("unknown, discard", [0x40, 4, 0, 0, 0, 0]),
             ("unknown, discard and tell", [0x80, 4, 0, 0, 0, 0]),
-            ("unknown, discard and tell unless it was for many", [0xc0, 4, 0, 0, 0, 0]),
+            (
+                "unknown, discard and tell unless it was for many",
+                [0xc0, 4, 0, 0, 0, 0],
+            ),
             ("a jumbo payload that is none", [0xc2, 4, 0, 0, 0, 16]),
-            ("an option that goes beyond the header", [1, 200, 0, 0, 0, 0]),
+            (
+                "an option that goes beyond the header",
+                [1, 200, 0, 0, 0, 0],
+            ),
         ] {
             let mut packet = scene.udp(own, to);
             let content = [&[0, 0][..], &option].concat();

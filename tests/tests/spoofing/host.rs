@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use hearth_tests::net::{Body, HOST4, HOST6, HOST_MAC, Packet, packet::tcp};
+use hearth_tests::net::{Body, HOST_MAC, HOST4, HOST6, Packet, packet::tcp};
 
 use crate::scene::{ATTACKER, Case, Scene};
 
@@ -41,14 +41,18 @@ impl Listeners {
         for socket in &self.tcp {
             let accepted = socket.accept();
             ensure!(
-                accepted.as_ref().is_err_and(|it| it.kind() == ErrorKind::WouldBlock),
+                accepted
+                    .as_ref()
+                    .is_err_and(|it| it.kind() == ErrorKind::WouldBlock),
                 "{accepted:?}"
             );
         }
         for socket in &self.udp {
             let received = socket.recv_from(&mut [0; 2048]);
             ensure!(
-                received.as_ref().is_err_and(|it| it.kind() == ErrorKind::WouldBlock),
+                received
+                    .as_ref()
+                    .is_err_and(|it| it.kind() == ErrorKind::WouldBlock),
                 "{received:?}"
             );
         }
@@ -56,11 +60,7 @@ impl Listeners {
     }
 }
 
-fn to_all(
-    scene: &mut Scene,
-    destinations: &[IpAddr],
-    cards: &[[u8; 6]],
-) -> Result<Vec<Case>> {
+fn to_all(scene: &mut Scene, destinations: &[IpAddr], cards: &[[u8; 6]]) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for destination in destinations {
         let own = scene.address(ATTACKER, destination.is_ipv6())?;
@@ -132,5 +132,9 @@ pub fn everybody(scene: &mut Scene) -> Result<Vec<Case>> {
         at("ff05::2")?,
         at("ff0e::1")?,
     ];
-    to_all(scene, &destinations, &[HOST_MAC, [0xff; 6], [1, 0, 0x5e, 0, 0, 1]])
+    to_all(
+        scene,
+        &destinations,
+        &[HOST_MAC, [0xff; 6], [1, 0, 0x5e, 0, 0, 1]],
+    )
 }

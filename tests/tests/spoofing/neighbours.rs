@@ -12,11 +12,7 @@ const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
 
 /// An ARP message (RFC 826).
-fn message(
-    operation: u8,
-    sender: ([u8; 6], Ipv4Addr),
-    target: ([u8; 6], Ipv4Addr),
-) -> Vec<u8> {
+fn message(operation: u8, sender: ([u8; 6], Ipv4Addr), target: ([u8; 6], Ipv4Addr)) -> Vec<u8> {
     [
         &[0, 1, 8, 0, 6, 4, 0, operation][..],
         &sender.0,
@@ -36,9 +32,8 @@ pub fn arp(scene: &mut Scene) -> Result<Vec<Case>> {
     let router = Ipv4Addr::new(198, 51, 100, 2);
     let mut cases = Vec::new();
     let mut case = |name: String, message: Vec<u8>| {
-        let frames = [EVERYBODY, HOST_MAC, victim_mac].map(|to| {
-            packet::frame(mac, to, 0x0806, &message)
-        });
+        let frames =
+            [EVERYBODY, HOST_MAC, victim_mac].map(|to| packet::frame(mac, to, 0x0806, &message));
         cases.push(Case::ignored(name, frames.to_vec()));
     };
     for claimed in [victim, gateway, other_gateway, host, router] {
@@ -71,14 +66,22 @@ pub fn arp(scene: &mut Scene) -> Result<Vec<Case>> {
         0x0806,
         &message(REPLY, (mac, own), (HOST_MAC, gateway)),
     );
-    cases.push(Case::ignored("a frame of the neighbour's card", vec![frame]));
+    cases.push(Case::ignored(
+        "a frame of the neighbour's card",
+        vec![frame],
+    ));
     Ok(cases)
 }
 
 /// An ICMPv6 message of neighbour discovery (RFC 4861), with hop limit 255 as it asks for.
 fn message6(source: Ipv6Addr, destination: Ipv6Addr, kind: u8, rest: &[u8]) -> Vec<u8> {
     let content = [&[kind, 0, 0, 0][..], rest].concat();
-    packet::raw_ipv6(source, destination, (packet::protocol::ICMPV6, 255), content)
+    packet::raw_ipv6(
+        source,
+        destination,
+        (packet::protocol::ICMPV6, 255),
+        content,
+    )
 }
 
 /// The link-layer address option, of the source (1) or the target (2).

@@ -11,8 +11,8 @@ use hearth_proto::v1::{
 use hearth_tests::{
     Hearth,
     net::{
-        Body, End, GuestEnd, HOST_MAC, Lab, OUTSIDE4, OUTSIDE6, Outside, Packet,
-        packet::tcp, relayed,
+        Body, End, GuestEnd, HOST_MAC, Lab, OUTSIDE4, OUTSIDE6, Outside, Packet, packet::tcp,
+        relayed,
     },
     networks::in_network,
 };
@@ -166,7 +166,9 @@ impl Scene {
     fn counted(&self) -> Result<u64> {
         let netns = self.hearth.netns()?;
         let mut nft = netns.command("nft");
-        let said = hearth_tests::programs::output_of(nft.args(["list", "set", "inet", "hearth", "spoofed"]))?;
+        let said = hearth_tests::programs::output_of(
+            nft.args(["list", "set", "inet", "hearth", "spoofed"]),
+        )?;
         let words: Vec<&str> = said.split_whitespace().collect();
         let counts = words.windows(2).filter(|it| it[0] == "packets");
         counts.map(|it| Ok(it[1].parse::<u64>()?)).sum()
@@ -206,7 +208,11 @@ impl Scene {
         let at_the_host = self.lab.at_the_host();
         ensure!(at_the_host.is_empty(), "at the host: {at_the_host:?}");
         let counted = self.counted()? - before;
-        let wanted = if case.is_counted { case.frames.len() } else { 0 };
+        let wanted = if case.is_counted {
+            case.frames.len()
+        } else {
+            0
+        };
         ensure!(
             counted >= u64::try_from(wanted)?,
             "{counted} of {wanted} packets were counted"
