@@ -267,7 +267,9 @@ impl World {
             // A datagram the other way could open one of its own, if the rules allow it; a TCP
             // segment can't.
             let is_tcp = matches!(connection.sent.body, Body::Tcp { .. });
-            let forward = !is_tcp || self.random.percent(50);
+            // Behind a translated address is the host, when the connection is no more.
+            let is_translated = connection.sent.source != connection.seen.source;
+            let forward = !is_tcp || is_translated || self.random.percent(50);
             trials.push(self.another(&connection, forward, false));
         }
         trials
