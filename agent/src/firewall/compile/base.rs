@@ -366,6 +366,19 @@ fn egress(table: &mut Table) {
             rule().ct_state(true, CtState::Related).goto("related"),
             rule().ct_state(false, CtState::New).goto("refused-out"),
             rule().tcp_not_first().goto("refused-out"),
+            // An address of our networks that nobody has would follow the default route.
+            rule()
+                .oif_prefix(false, TAP_PREFIX)
+                .ipv4()
+                .key_destination(Field::Ipv4)
+                .is_in("networks4")
+                .goto("refused-out"),
+            rule()
+                .oif_prefix(false, TAP_PREFIX)
+                .ipv6()
+                .key_destination(Field::Ipv6)
+                .is_in("networks6")
+                .goto("refused-out"),
             // Neither the host's link nor the metadata service of a cloud that the host is in.
             rule()
                 .ipv4()
