@@ -246,6 +246,17 @@ impl Hearth {
     /// Has the agent crash at the named step while `call` is made, and starts the next one. Gives
     /// what the call came to.
     pub async fn crash_at<T>(&mut self, step: &str, call: impl Future<Output = T>) -> Result<T> {
+        let answer = self.crash_at_and_stay_down(step, call).await?;
+        self.start_agent().await?;
+        Ok(answer)
+    }
+
+    /// [`Self::crash_at`] without the next agent.
+    pub async fn crash_at_and_stay_down<T>(
+        &mut self,
+        step: &str,
+        call: impl Future<Output = T>,
+    ) -> Result<T> {
         self.stop_agent()?;
         self.start_agent_to_crash_at(step).await?;
         let answer = call.await;
@@ -263,7 +274,6 @@ impl Hearth {
         };
         let killed = status.signal() == Some(Signal::KILL.as_raw());
         ensure!(killed, "at {step}: {status}\n{}", self.agent_log_tail());
-        self.start_agent().await?;
         Ok(answer)
     }
 

@@ -93,6 +93,18 @@ impl Netns {
         Ok(())
     }
 
+    /// A process in there, by its id.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Sets a switch below `net` in there, such as `ipv4.ip_forward`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let script = format!("echo {value} > /proc/sys/net/{}", name.replace('.', "/"));
+        output_of(self.command("sh").args(["-c", &script]))?;
+        Ok(())
+    }
+
     /// Makes a tap that is up, with this address (such as `10.9.0.1/24`) on the host's side.
     pub fn tap(&self, name: &str, address: &str) -> Result<()> {
         self.tap_with("", name, address)
