@@ -92,7 +92,11 @@ impl Section {
             None => "-".to_owned(),
         };
         for row in &self.rows {
-            let ratio = row.ratio.map_or("-".to_owned(), |r| format!("{r:.3}"));
+            let ratio = match row.ratio {
+                Some(ratio) if ratio >= 100.0 => format!("{ratio:.0}"),
+                Some(ratio) => format!("{ratio:.3}"),
+                None => "-".to_owned(),
+            };
             println!(
                 "  {:<48}{:>12}{:>12}{ratio:>8}{:>12}",
                 row.what,
