@@ -22,7 +22,7 @@
 //! - [`Probe`] is an instance of our own small guest, which boots at once: what needs no Linux is
 //!   tested with it.
 //! - [`Netns`] is a network namespace for an agent, with taps; [`networks`] makes networks in it,
-//!   [`security_groups`] groups.
+//!   [`security_groups`] groups, and [`traffic`] sees what they let pass.
 //! - [`as_account`] calls as somebody else.
 //! - [`root_disk`] makes disks that have their kernel inside.
 //! - [`Expect`] checks what an error says; [`store`] judges the files of the volume store.
@@ -52,6 +52,7 @@ pub mod security_groups;
 pub mod snapshots;
 pub mod store;
 pub mod tiny;
+pub mod traffic;
 
 use std::time::{Duration, Instant};
 

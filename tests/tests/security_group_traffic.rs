@@ -1,11 +1,7 @@
 //! What security groups let pass: probes in networks, and the host as somebody from outside.
-//!
-//! What is expected to pass is sent once and waited for, so that a change that is in force late is
-//! found. That something does not pass is seen by what was sent after it and has passed.
 
 use std::{
-    io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
@@ -13,197 +9,16 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
     CreatePrefixListRequest, DeleteSecurityGroupRequest, Direction, ExplainTrafficRequest,
-    ExplainTrafficResponse, ModifyPrefixListRequest, Network, NetworkInterface,
-    NetworkInterfaceSpecification, PrefixListEntry, RevokeSecurityGroupRequest,
-    RunInstancesRequest, SecurityGroup, security_group_permission::Peer,
+    ModifyPrefixListRequest, PrefixListEntry, RevokeSecurityGroupRequest,
+    security_group_permission::Peer,
 };
 use hearth_tests::{
-    Expect, Hearth, Probe, needs_kvm, needs_network,
-    networks::{ipv4_address, ipv6_address},
+    Expect, needs_kvm, needs_network,
+    networks::ipv4_address,
     security_groups::{EVERYBODY, all_of, block, members, of, tcp, udp},
+    traffic::{CONTROL, World, echoes, is_cut},
 };
 use tonic::Code;
-
-/// Ends what waits in vain.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The port by which the host sees that a guest has taken all that was sent before.
-const CONTROL: u16 = 7;
-
-/// A network with IPv6, and a group that lets the host reach [`CONTROL`] of its members.
-struct World {
-    hearth: Hearth,
-    network: Network,
-    control: SecurityGroup,
-}
-
-impl World {
-    async fn new() -> Result<Self> {
-        let hearth = Hearth::start_with_namespace().await?;
-        let network = hearth
-            .network("10.20.0.0/16", |it| it.ipv6_range = "auto".to_owned())
-            .await?;
-        let control = hearth.group(&network, "control").await?;
-        let host = block(&format!("{}/32", network.ipv4_gateway));
-        hearth.allow(&control, &[udp(CONTROL, host)]).await?;
-        Ok(Self {
-            hearth,
-            network,
-            control,
-        })
-    }
-
-    /// The host's address in the network, alone.
-    fn host(&self) -> Peer {
-        block(&format!("{}/32", self.network.ipv4_gateway))
-    }
-
-    /// A probe in these groups, which echoes UDP at these ports.
-    async fn member(&self, groups: &[&SecurityGroup], udp_ports: &[u16]) -> Result<Member<'_>> {
-        let interface = NetworkInterfaceSpecification {
-            network_id: self.network.network_id.clone(),
-            security_group_ids: groups
-                .iter()
-                .map(|group| group.security_group_id.clone())
-                .collect(),
-            ..Default::default()
-        };
-        let ask = |request: &mut RunInstancesRequest| request.network_interfaces.push(interface);
-        let mut probe = self.hearth.probe(ask).await?;
-        let interface = probe.guest.interface().await?;
-        for address in [
-            ipv6_address(&interface),
-            ipv4_address(&interface, &self.network),
-        ] {
-            probe.expect_ok(&format!("network {address}")).await?;
-        }
-        for port in udp_ports {
-            probe.expect_ok(&format!("udp_echo port={port}")).await?;
-        }
-        Ok(Member { probe, interface })
-    }
-}
-
-/// A probe and its interface.
-struct Member<'a> {
-    probe: Probe<'a>,
-    interface: NetworkInterface,
-}
-
-impl Member<'_> {
-    fn id(&self) -> &str {
-        &self.interface.instance_id
-    }
-
-    fn at(&self, port: u16) -> Result<SocketAddr> {
-        let address: IpAddr = self.interface.private_ipv4.parse()?;
-        Ok(SocketAddr::new(address, port))
-    }
-
-    fn ipv6_at(&self, port: u16) -> Result<SocketAddr> {
-        let address: IpAddr = self.interface.private_ipv6.parse()?;
-        Ok(SocketAddr::new(address, port))
-    }
-
-    /// A datagram of the host, and its echo.
-    fn opened(&self, world: &World, port: u16) -> Result<()> {
-        let socket = world.socket(self.at(port)?)?;
-        let echoed = echo(&socket);
-        echoed.with_context(|| format!("port {port} is not open"))
-    }
-
-    /// A datagram of the host does not arrive.
-    fn closed(&self, world: &World, port: u16) -> Result<()> {
-        let socket = world.socket(self.at(port)?)?;
-        match socket.send(b"let me in") {
-            // The host's own packet does not leave.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(()),
-            sent => sent?,
-        };
-        self.settled(world)?;
-        socket.set_nonblocking(true)?;
-        match socket.recv(&mut [0; 16]) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            answer => anyhow::bail!("port {port} is open: {answer:?}"),
-        }
-    }
-
-    /// The guest has taken all that the host sent before. A second round makes sure of what it
-    /// took in the same turn.
-    fn settled(&self, world: &World) -> Result<()> {
-        let socket = world.socket(self.at(CONTROL)?)?;
-        echo(&socket)?;
-        echo(&socket).context("the control port is not open")
-    }
-
-    /// A connection of the host to a port that echoes.
-    fn connect(&self, world: &World, port: u16) -> Result<TcpStream> {
-        let address = self.at(port)?;
-        let connected = || Ok(TcpStream::connect_timeout(&address, PATIENCE)?);
-        let stream = world.hearth.netns()?.enter(connected)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    }
-
-    /// Sends a datagram to another; it is echoed.
-    async fn reaches(&mut self, to: SocketAddr) -> Result<()> {
-        let sent = format!("udp_send to={to} text=x replies=1 timeout=30");
-        let answer = self.probe.expect_ok(&sent).await?;
-        ensure!(answer["replies"][0]["data"] == "x", "{answer}");
-        Ok(())
-    }
-
-    /// Sends a datagram to another, and hears nothing.
-    async fn does_not_reach(&mut self, to: SocketAddr) -> Result<()> {
-        let sent = format!("udp_send to={to} text=x replies=1 timeout=0.5");
-        self.probe.expect_error(&sent).await?;
-        Ok(())
-    }
-}
-
-impl World {
-    fn socket(&self, to: SocketAddr) -> Result<UdpSocket> {
-        let gateway: IpAddr = self.network.ipv4_gateway.parse()?;
-        let bound = || Ok(UdpSocket::bind((gateway, 0))?);
-        let socket = self.hearth.netns()?.enter(bound)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.connect(to)?;
-        Ok(socket)
-    }
-
-    async fn explain(&self, request: ExplainTrafficRequest) -> Result<ExplainTrafficResponse> {
-        let mut client = self.hearth.security_groups();
-        Ok(client.explain_traffic(request).await?.into_inner())
-    }
-}
-
-fn echo(socket: &UdpSocket) -> Result<()> {
-    socket.send(b"echo")?;
-    let mut buffer = [0; 16];
-    let length = socket.recv(&mut buffer)?;
-    ensure!(&buffer[..length] == b"echo");
-    Ok(())
-}
-
-/// The connection is alive.
-fn echoes(stream: &mut TcpStream) -> Result<()> {
-    stream.write_all(b"alive")?;
-    let mut buffer = [0; 5];
-    stream.read_exact(&mut buffer)?;
-    ensure!(&buffer == b"alive");
-    Ok(())
-}
-
-/// Nothing passes on the connection any more.
-fn is_cut(world: &World, member: &Member<'_>, stream: &mut TcpStream) -> Result<()> {
-    stream.write_all(b"alive")?;
-    member.settled(world)?;
-    stream.set_nonblocking(true)?;
-    match stream.read(&mut [0; 5]) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-        answer => anyhow::bail!("the connection is not cut: {answer:?}"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_instance_refuses_everything_inbound_and_may_send_anything() -> Result<()> {
@@ -601,8 +416,7 @@ async fn another_set_of_groups_on_an_instance_cuts_what_it_does_not_allow() -> R
     Expect::invalid("InvalidParameterCombination", "security_group_ids").check_status(&error)?;
     member.opened(&world, 25)?;
     // It is the same after a stop and a start.
-    member.probe.guest.stop().await?;
-    member.probe.stopped().await?;
+    member.probe.guest.stop_by_force().await?;
     member.probe.start().await?;
     let address = ipv4_address(&member.interface, &world.network);
     member

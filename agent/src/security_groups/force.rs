@@ -1,12 +1,14 @@
 //! From the database into force.
 
+use std::collections::BTreeSet;
+
 use crate::{
     context::Context,
     db::{self, DbResult, Tx},
     error::{ApiError, ApiResult, Reason},
     firewall::{
         Applied, Connections, FirewallError,
-        policy::{Change, Policy},
+        policy::{Change, Interface, Policy},
     },
     networks::enforce,
 };
@@ -108,7 +110,7 @@ pub async fn finish_cuts(context: &Context) -> ApiResult<()> {
     let policy = context.firewall.policy().await;
     let changes = notes
         .iter()
-        .filter_map(|(_, id)| same(&policy, id))
+        .flat_map(|(_, id)| renewed(&policy, id))
         .collect();
     match enforce::apply(context, changes, Connections::Cut).await {
         Ok(applied) => tracing::info!(applied.cut, "connections that were to be cut are"),
@@ -122,15 +124,61 @@ pub async fn finish_cuts(context: &Context) -> ApiResult<()> {
     Ok(context.db.write(done).await?)
 }
 
-/// The change that puts an object as it is: it changes nothing, and has its connections looked at.
-fn same(policy: &Policy, id: &str) -> Option<Change> {
+/// Changes that take an object away and put it back as it is: they change nothing, and have all of
+/// its connections looked at.
+fn renewed(policy: &Policy, id: &str) -> Vec<Change> {
     let id = id.to_owned();
     if let Some(group) = policy.groups.get(&id) {
-        return Some(Change::PutGroup(id, group.clone()));
+        let put = Change::PutGroup(id.clone(), group.clone());
+        return vec![Change::RemoveGroup(id), put];
     }
-    if let Some(interface) = policy.interfaces.get(&id) {
-        return Some(Change::PutInterface(id, interface.clone()));
+    if let Some(list) = policy.prefix_lists.get(&id) {
+        let put = Change::PutPrefixList(id.clone(), list.clone());
+        return vec![Change::RemovePrefixList(id), put];
     }
-    let list = policy.prefix_lists.get(&id)?;
-    Some(Change::PutPrefixList(id, list.clone()))
+    let Some(interface) = policy.interfaces.get(&id) else {
+        return Vec::new();
+    };
+    // Not removed: public addresses and port forwards would go with it.
+    let alone = Interface {
+        groups: BTreeSet::new(),
+        ..interface.clone()
+    };
+    vec![
+        Change::PutInterface(id.clone(), alone),
+        Change::PutInterface(id, interface.clone()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::policy::Group;
+
+    #[test]
+    fn renewing_changes_nothing_at_all() {
+        let mut policy = Policy::default();
+        let interface = Interface {
+            network: "net-1".to_owned(),
+            tap: "hth1".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            ipv4: [10, 0, 0, 4].into(),
+            ipv6: None,
+            groups: ["sg-1".to_owned()].into(),
+        };
+        policy.interfaces.insert("eni-1".to_owned(), interface);
+        policy.groups.insert("sg-1".to_owned(), Group::default());
+        let public = [203, 0, 113, 1].into();
+        policy.addresses.insert(public, "eni-1".to_owned());
+        policy
+            .prefix_lists
+            .insert("pl-1".to_owned(), BTreeSet::new());
+        for id in ["eni-1", "sg-1", "pl-1", "sg-that-is-gone"] {
+            let mut renewed_policy = policy.clone();
+            for change in renewed(&policy, id) {
+                renewed_policy.apply(change);
+            }
+            assert_eq!(renewed_policy, policy, "{id}");
+        }
+    }
 }

@@ -132,7 +132,7 @@ pub struct RevokeArgs {
     #[arg(
         long = "rule",
         value_name = "RULE",
-        conflicts_with_all = ["traffic", "peers"]
+        conflicts_with_all = ["tcp", "udp", "icmp", "icmpv6", "protocol", "all", "from", "to"]
     )]
     ids: Vec<String>,
     #[command(flatten)]

@@ -30,8 +30,7 @@ pub struct RuleArgs {
         num_args = 0..=1,
         default_missing_value = ALL,
         value_delimiter = ',',
-        value_parser = parse_ports,
-        group = "traffic"
+        value_parser = parse_ports
     )]
     tcp: Vec<Ports>,
     /// UDP ports, likewise.
@@ -41,8 +40,7 @@ pub struct RuleArgs {
         num_args = 0..=1,
         default_missing_value = ALL,
         value_delimiter = ',',
-        value_parser = parse_ports,
-        group = "traffic"
+        value_parser = parse_ports
     )]
     udp: Vec<Ports>,
     /// ICMP of a type, and code, such as `8` or `3/4`; all of it without a value.
@@ -52,8 +50,7 @@ pub struct RuleArgs {
         num_args = 0..=1,
         default_missing_value = ALL,
         value_delimiter = ',',
-        value_parser = parse_icmp,
-        group = "traffic"
+        value_parser = parse_icmp
     )]
     icmp: Vec<Icmp>,
     /// ICMPv6, likewise.
@@ -63,15 +60,14 @@ pub struct RuleArgs {
         num_args = 0..=1,
         default_missing_value = ALL,
         value_delimiter = ',',
-        value_parser = parse_icmp,
-        group = "traffic"
+        value_parser = parse_icmp
     )]
     icmpv6: Vec<Icmp>,
     /// Another protocol, by its number; may be repeated.
-    #[arg(long, value_name = "NUMBER", group = "traffic")]
+    #[arg(long, value_name = "NUMBER")]
     protocol: Vec<u8>,
     /// All protocols.
-    #[arg(long, group = "traffic")]
+    #[arg(long)]
     all: bool,
     /// Traffic to the instance from here: an address, a block, a group or prefix list (id or
     /// name), or `any`; may be repeated.
@@ -79,12 +75,11 @@ pub struct RuleArgs {
         long,
         value_name = "PEER",
         value_delimiter = ',',
-        group = "peers",
         conflicts_with = "to"
     )]
     from: Vec<String>,
     /// Traffic from the instance to there.
-    #[arg(long, value_name = "PEER", value_delimiter = ',', group = "peers")]
+    #[arg(long, value_name = "PEER", value_delimiter = ',')]
     to: Vec<String>,
 }
 
