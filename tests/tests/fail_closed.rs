@@ -10,7 +10,7 @@ use hearth_proto::v1::{
     security_group_permission::Peer,
 };
 use hearth_tests::{
-    BOOT, Hearth, Netns, needs_kvm, needs_network,
+    BOOT, Hearth, Netns, as_account, needs_kvm, needs_network,
     net::{
         Body, End, HOST_MAC, HOST4, Lab, OUTSIDE4, Outside, Packet, Wire,
         packet::{self, tcp},
@@ -104,6 +104,8 @@ async fn repairs(hearth: &Hearth, before: usize) -> Result<usize> {
         resource_ids: Vec::new(),
         types: vec!["firewall.repaired".to_owned()],
     };
+    // Rules are the host's, not an account's: only the operator hears of them.
+    let request = as_account("*", request);
     let mut stream = hearth.events().watch(request).await?.into_inner();
     let mut count = 0;
     let found = tokio::time::timeout(BOOT, async {

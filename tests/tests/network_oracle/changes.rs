@@ -45,6 +45,9 @@ fn take_group(model: &mut Model, network: usize, group: &SecurityGroup) {
         is_default: group.name == "default",
     };
     let id = group.security_group_id.clone();
+    model.seen.push(id.clone());
+    let rules = group.rules.iter().map(|it| it.rule_id.clone());
+    model.seen.extend(rules);
     model.groups.insert(id, group_model);
 }
 
@@ -119,6 +122,7 @@ pub async fn new_list(
     let list = made.into_inner().prefix_list.context("no list")?;
     let blocks = blocks.iter().map(|it| it.parse());
     let blocks = blocks.collect::<Result<_, _>>()?;
+    model.seen.push(list.prefix_list_id.clone());
     model.lists.insert(list.prefix_list_id, blocks);
     Ok(())
 }
@@ -160,6 +164,7 @@ pub async fn authorize(
     );
     let group = model.groups.get_mut(id).context("no such group")?;
     group.rules.insert(rule_id.clone(), rule.clone());
+    model.seen.push(rule_id.clone());
     Ok(format!("authorize {id} {rule:?}"))
 }
 
@@ -194,7 +199,7 @@ pub async fn replace_groups(
 ) -> Result<String> {
     let network = model.guests[guest].network;
     let of = |it: &&String| model.groups[*it].network == network;
-    let all: Vec<String> = model.groups.keys().filter(of).cloned().collect();
+    let all = model.in_order(model.groups.keys().filter(of));
     let count = 1 + random.below(3);
     let groups: BTreeSet<String> = (0..count).map(|_| random.pick(&all).clone()).collect();
     let request = ReplaceInstanceSecurityGroupsRequest {
@@ -211,7 +216,7 @@ pub async fn replace_groups(
 
 /// Adds an entry to a list, or takes one out.
 async fn modify_list(hearth: &Hearth, model: &mut Model, random: &mut Random) -> Result<String> {
-    let ids: Vec<String> = model.lists.keys().cloned().collect();
+    let ids = model.in_order(model.lists.keys());
     let id = random.pick(&ids).clone();
     let blocks = model.lists[&id].clone();
     let ipv6 = matches!(blocks.first(), Some(IpNet::V6(_)));
@@ -249,7 +254,8 @@ async fn delete_group(hearth: &Hearth, model: &mut Model) -> Result<String> {
                 other != id && rules.any(|it| it.peer == Peer::Group(id.to_owned()))
             })
     };
-    let Some(id) = model.groups.keys().find(|it| is_free(it)).cloned() else {
+    let ids = model.in_order(model.groups.keys());
+    let Some(id) = ids.into_iter().find(|it| is_free(it)) else {
         return Ok("nothing".to_owned());
     };
     let request = DeleteSecurityGroupRequest {
@@ -270,15 +276,11 @@ pub async fn change(
     random: &mut Random,
     network_ids: &[String],
 ) -> Result<String> {
-    let ids: Vec<String> = model.groups.keys().cloned().collect();
+    let ids = model.in_order(model.groups.keys());
     let id = random.pick(&ids).clone();
     let ingress = random.percent(60);
-    let rules: Vec<String> = model.groups[&id]
-        .rules
-        .iter()
-        .filter(|(_, it)| it.ingress == ingress)
-        .map(|it| it.0.clone())
-        .collect();
+    let of = model.groups[&id].rules.iter();
+    let rules = model.in_order(of.filter(|(_, it)| it.ingress == ingress).map(|it| it.0));
     match random.below(100) {
         0..35 if rules.len() < RULES_MOST => authorize(hearth, model, random, &id, ingress).await,
         0..55 if !rules.is_empty() => {

@@ -23,6 +23,9 @@ pub struct Model {
     pub groups: BTreeMap<String, Group>,
     /// By id.
     pub lists: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Ids in the order in which they were first seen: ids are random, and what is picked by a seed
+    /// must not be.
+    pub seen: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -113,6 +116,13 @@ impl Rule {
 }
 
 impl Model {
+    /// Ids in an order that is the same each time.
+    pub fn in_order<'a>(&self, ids: impl Iterator<Item = &'a String>) -> Vec<String> {
+        let mut ids: Vec<String> = ids.cloned().collect();
+        ids.sort_by_key(|id| self.seen.iter().position(|it| it == id));
+        ids
+    }
+
     /// Where a packet arrives that is no part of a known connection; `None`: nowhere.
     pub fn opens(&self, from: End, packet: &Packet) -> Option<End> {
         if !can_open(packet) {

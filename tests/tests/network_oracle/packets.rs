@@ -66,7 +66,7 @@ fn ends(random: &mut Random, model: &Model, ipv6: bool) -> Option<(End, IpAddr, 
     let network = &model.networks[model.guests[one].network];
     let mut gateways = network.gateways.iter();
     let gateway = *gateways.find(|it| it.is_ipv6() == ipv6)?;
-    Some(match random.below(97) {
+    Some(match random.below(100) {
         0..45 => {
             let mut other = random.below(count);
             if other == one {

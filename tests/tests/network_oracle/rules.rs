@@ -64,18 +64,18 @@ fn peer(random: &mut Random, model: &Model, network: usize, number: Option<u8>) 
     match random.below(100) {
         0..20 => {
             let of = |it: &&String| model.groups[*it].network == network;
-            let groups: Vec<_> = model.groups.keys().filter(of).collect();
-            Named::SecurityGroupId((*random.pick(&groups)).clone())
+            let groups = model.in_order(model.groups.keys().filter(of));
+            Named::SecurityGroupId(random.pick(&groups).clone())
         }
         20..35 => {
             let of = |it: &&String| {
                 let family = model.lists[*it].iter().next().map(ipnet_is_ipv6);
                 family == Some(ipv6)
             };
-            let lists: Vec<_> = model.lists.keys().filter(of).collect();
+            let lists = model.in_order(model.lists.keys().filter(of));
             match lists.is_empty() {
                 true => block(random, model, ipv6),
-                false => Named::PrefixListId((*random.pick(&lists)).clone()),
+                false => Named::PrefixListId(random.pick(&lists).clone()),
             }
         }
         _ => block(random, model, ipv6),
