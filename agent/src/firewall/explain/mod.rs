@@ -101,16 +101,15 @@ pub fn explain(policy: &Policy, packet: &Packet) -> Verdict {
         return Verdict { steps: vec![step] };
     }
     let sender = interface_of(policy, packet.source);
-    if sender.is_none() {
-        if let Some((id, network)) = network_of(policy, packet.source)
-            && !is_gateway(network, packet.source)
-        {
-            steps.push(refused(
-                Point::Source,
-                format!("{} is in {id}, but no interface has it", packet.source),
-            ));
-            return Verdict { steps };
-        }
+    if sender.is_none()
+        && let Some((id, network)) = network_of(policy, packet.source)
+        && !is_gateway(network, packet.source)
+    {
+        steps.push(refused(
+            Point::Source,
+            format!("{} is in {id}, but no interface has it", packet.source),
+        ));
+        return Verdict { steps };
     }
     if let Some((id, interface)) = sender
         && let Some(step) = to_the_host(policy, packet, id, interface)
@@ -164,10 +163,10 @@ pub fn explain(policy: &Policy, packet: &Packet) -> Verdict {
             ),
             &interface.groups,
         ));
-        if let Some((_, _, translated)) = target {
-            if translated && let Some(public) = public_address(policy, id) {
-                seen_source = public.into();
-            }
+        if let Some((_, _, true)) = target
+            && let Some(public) = public_address(policy, id)
+        {
+            seen_source = public.into();
         }
     }
     if let (Some((_, from)), Some((to, _, translated))) = (sender, &target) {

@@ -16,20 +16,58 @@ pub fn sets(table: &mut Table) {
             },
         );
     };
-    let exact =
-        |set: &mut dyn FnMut(&str, &[Field], Lookup, SetData, bool), name: &str, key: &[Field]| {
-            set(name, key, Lookup::Exact, SetData::Nothing, false);
-        };
     // Who is who.
-    exact(&mut set, "taps", &[Interface]);
-    exact(&mut set, "macs", &[Interface, Ether]);
-    exact(&mut set, "sources4", &[Interface, Ether, Ipv4]);
-    exact(&mut set, "sources6", &[Interface, Ether, Ipv6]);
-    exact(&mut set, "own4", &[Interface, Ipv4]);
-    exact(&mut set, "own6", &[Interface, Ipv6]);
-    exact(&mut set, "services4", &[Interface, Ipv4]);
-    exact(&mut set, "services6", &[Interface, Ipv6]);
-    exact(&mut set, "gateways4", &[Ipv4]);
+    set("taps", &[Interface], Lookup::Exact, SetData::Nothing, false);
+    set(
+        "macs",
+        &[Interface, Ether],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "sources4",
+        &[Interface, Ether, Ipv4],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "sources6",
+        &[Interface, Ether, Ipv6],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "own4",
+        &[Interface, Ipv4],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "own6",
+        &[Interface, Ipv6],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "services4",
+        &[Interface, Ipv4],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set(
+        "services6",
+        &[Interface, Ipv6],
+        Lookup::Exact,
+        SetData::Nothing,
+        false,
+    );
+    set("gateways4", &[Ipv4], Lookup::Exact, SetData::Nothing, false);
     // Our networks, and those that the outside sees under the host's address.
     for (name, field) in [
         ("networks4", Ipv4),
