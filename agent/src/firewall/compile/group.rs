@@ -257,7 +257,7 @@ fn lookup(way: Way, peers: Option<&str>, kind: Kind, set: &str) -> crate::firewa
         rule().ipv4()
     };
     if let Some(peers) = peers {
-        builder = address(builder).is_in(&lists::addresses(peers, way.ipv6));
+        builder = address(builder).in_set(&lists::addresses(peers, way.ipv6));
     }
     builder = match kind {
         Kind::Ports => {
@@ -277,5 +277,5 @@ fn lookup(way: Way, peers: Option<&str>, kind: Kind, set: &str) -> crate::firewa
                 .key_payload(code, 2, 1)
         }
     };
-    builder.is_in(set).accept()
+    builder.in_set(set).accept()
 }

@@ -412,7 +412,7 @@ impl RuleBuilder {
     }
 
     /// The key that was loaded is in the set.
-    pub fn is_in(mut self, set: &str) -> Self {
+    pub fn in_set(mut self, set: &str) -> Self {
         self.loaded = 0;
         let set = set.to_owned();
         self.push(E::Lookup {
@@ -422,7 +422,7 @@ impl RuleBuilder {
         })
     }
 
-    pub fn is_not_in(mut self, set: &str) -> Self {
+    pub fn not_in_set(mut self, set: &str) -> Self {
         self.loaded = 0;
         let set = set.to_owned();
         self.push(E::Lookup {

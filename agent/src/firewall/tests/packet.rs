@@ -102,7 +102,7 @@ impl Packet {
 
     /// A part of an IPv4 packet, with the payload as it is, from byte `offset` on.
     pub fn fragment(&self, offset: u16, more: bool) -> Vec<u8> {
-        self.frame_of(&self.payload, offset / 8 | u16::from(more) << 13)
+        self.frame_of(&self.payload, (offset / 8) | (u16::from(more) << 13))
     }
 
     /// The payload with its checksum.

@@ -147,7 +147,7 @@ impl Random {
                 Change::PutForward(
                     format!("pf-{number}"),
                     Forward {
-                        protocol: if number % 2 == 0 { 6 } else { 17 },
+                        protocol: if number.is_multiple_of(2) { 6 } else { 17 },
                         host_port: u16::try_from(number + 8080).expect("small"),
                         interface: eni(guest),
                         port: self.port(),

@@ -28,12 +28,12 @@ pub fn egress(table: &mut Table) {
             rule()
                 .ipv4()
                 .key_destination(Field::Ipv4)
-                .is_in("networks4")
+                .in_set("networks4")
                 .drop(),
             rule()
                 .ipv6()
                 .key_destination(Field::Ipv6)
-                .is_in("networks6")
+                .in_set("networks6")
                 .drop(),
         ],
     );
@@ -68,13 +68,13 @@ pub fn egress(table: &mut Table) {
                 .oif_prefix(false, TAP_PREFIX)
                 .ipv4()
                 .key_destination(Field::Ipv4)
-                .is_in("networks4")
+                .in_set("networks4")
                 .goto("refused-out"),
             rule()
                 .oif_prefix(false, TAP_PREFIX)
                 .ipv6()
                 .key_destination(Field::Ipv6)
-                .is_in("networks6")
+                .in_set("networks6")
                 .goto("refused-out"),
             rule().ipv4().key_iif().verdict_map("out4"),
             rule().ipv6().key_iif().verdict_map("out6"),
@@ -102,7 +102,7 @@ pub fn egress(table: &mut Table) {
                 .protocol(ICMP)
                 .key_iif()
                 .key_ct_source(Field::Ipv4, direction)
-                .is_in("own4")
+                .in_set("own4")
                 .accept(),
         );
         rules.push(
@@ -111,7 +111,7 @@ pub fn egress(table: &mut Table) {
                 .protocol(ICMPV6)
                 .key_iif()
                 .key_ct_source(Field::Ipv6, direction)
-                .is_in("own6")
+                .in_set("own6")
                 .accept(),
         );
     }
@@ -131,7 +131,7 @@ pub fn ingress(table: &mut Table) {
         vec![rule().oif_prefix(true, TAP_PREFIX).goto("entering")],
     );
     let mut rules = vec![
-        rule().key_oif().is_not_in("taps").drop(),
+        rule().key_oif().not_in_set("taps").drop(),
         rule().ct_state(true, CtState::Established).accept(),
         rule()
             .ct_state(true, CtState::Related)
@@ -164,7 +164,7 @@ pub fn ingress(table: &mut Table) {
         rule()
             .ipv4()
             .key_source(Field::Ipv4)
-            .is_in("gateways4")
+            .in_set("gateways4")
             .protocol(UDP)
             .source_port(67)
             .destination_port(68)

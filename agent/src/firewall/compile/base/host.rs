@@ -61,13 +61,13 @@ pub fn host(table: &mut Table) {
             .ipv4()
             .key_iif()
             .key_destination(Field::Ipv4)
-            .is_in("services4")
+            .in_set("services4")
             .jump("services"),
         rule()
             .ipv6()
             .key_iif()
             .key_destination(Field::Ipv6)
-            .is_in("services6")
+            .in_set("services6")
             .jump("services"),
         rule().goto("refused-host"),
     ]);

@@ -77,5 +77,5 @@ fn count_and_drop(table: &mut Table, name: &str, by_input: bool) {
     } else {
         rule().key_oif()
     };
-    table.chain(name, vec![start.is_in(name).drop(), rule().drop()]);
+    table.chain(name, vec![start.in_set(name).drop(), rule().drop()]);
 }

@@ -29,13 +29,13 @@ pub fn spoofing(table: &mut Table) {
                 .iif_is_not("lo")
                 .ipv4()
                 .key_source(Field::Ipv4)
-                .is_in("networks4")
+                .in_set("networks4")
                 .drop(),
             rule()
                 .iif_is_not("lo")
                 .ipv6()
                 .key_source(Field::Ipv6)
-                .is_in("networks6")
+                .in_set("networks6")
                 .drop(),
         ],
     );
@@ -43,7 +43,7 @@ pub fn spoofing(table: &mut Table) {
         rule()
             .key_iif()
             .key_ether_source()
-            .is_not_in("macs")
+            .not_in_set("macs")
             .goto("spoofed"),
     ];
     // Record route, loose and strict source routes.
@@ -62,7 +62,7 @@ pub fn spoofing(table: &mut Table) {
             .key_iif()
             .key_ether_source()
             .key_source(Field::Ipv4)
-            .is_in("sources4")
+            .in_set("sources4")
             .accept(),
         rule()
             .ipv4()
@@ -96,7 +96,7 @@ pub fn spoofing(table: &mut Table) {
             .key_iif()
             .key_ether_source()
             .key_source(Field::Ipv6)
-            .is_in("sources6")
+            .in_set("sources6")
             .accept(),
         rule()
             .ipv6()
@@ -155,7 +155,7 @@ pub fn arp_spoofing(table: &mut Table) {
                 .key_ether_source()
                 .key_payload(Field::Ether, 1, 8)
                 .key_payload(Field::Ipv4, 1, 14)
-                .is_in("claims")
+                .in_set("claims")
                 .accept(),
             rule().drop(),
         ],

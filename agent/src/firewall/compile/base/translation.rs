@@ -24,7 +24,7 @@ pub fn translation(table: &mut Table) {
             .destination4_in(false, Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8))
             .destination_is_local()
             .key_destination(Field::Ipv4)
-            .is_not_in("gateways4")
+            .not_in_set("gateways4")
             .key_protocol()
             .key_destination_port()
             .dnat_port_by("forwards")
@@ -80,22 +80,22 @@ pub fn translation(table: &mut Table) {
             leaves()
                 .ipv4()
                 .key_destination(Field::Ipv4)
-                .is_not_in("networks4")
+                .not_in_set("networks4")
                 .key_source(Field::Ipv4)
                 .snat_by("private4"),
             leaves()
                 .ipv4()
                 .key_destination(Field::Ipv4)
-                .is_not_in("networks4")
+                .not_in_set("networks4")
                 .key_source(Field::Ipv4)
-                .is_in("nat4")
+                .in_set("nat4")
                 .masquerade(),
             leaves()
                 .ipv6()
                 .key_destination(Field::Ipv6)
-                .is_not_in("networks6")
+                .not_in_set("networks6")
                 .key_source(Field::Ipv6)
-                .is_in("nat6")
+                .in_set("nat6")
                 .masquerade(),
         ],
     );
