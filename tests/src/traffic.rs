@@ -30,12 +30,16 @@ pub const CONTROL: u16 = 7;
 
 /// A network with IPv6, and a group that lets the host reach [`CONTROL`] of its members.
 pub struct World {
+    /// The agent.
     pub hearth: Hearth,
+    /// Where its instances are.
     pub network: Network,
+    /// The group that opens [`CONTROL`] to the host.
     pub control: SecurityGroup,
 }
 
 impl World {
+    /// Starts an agent and makes both.
     pub async fn new() -> Result<Self> {
         let hearth = Hearth::start_with_namespace().await?;
         let network = hearth
@@ -84,20 +88,25 @@ impl World {
 
 /// A probe and its interface.
 pub struct Member<'a> {
+    /// The guest.
     pub probe: Probe<'a>,
+    /// As it was described after the launch.
     pub interface: NetworkInterface,
 }
 
 impl Member<'_> {
+    /// The instance's id.
     pub fn id(&self) -> &str {
         &self.interface.instance_id
     }
 
+    /// A port of its IPv4 address.
     pub fn at(&self, port: u16) -> Result<SocketAddr> {
         let address: IpAddr = self.interface.private_ipv4.parse()?;
         Ok(SocketAddr::new(address, port))
     }
 
+    /// A port of its IPv6 address.
     pub fn ipv6_at(&self, port: u16) -> Result<SocketAddr> {
         let address: IpAddr = self.interface.private_ipv6.parse()?;
         Ok(SocketAddr::new(address, port))
@@ -169,6 +178,7 @@ impl World {
         Ok(socket)
     }
 
+    /// Asks ExplainTraffic.
     pub async fn explain(&self, request: ExplainTrafficRequest) -> Result<ExplainTrafficResponse> {
         let mut client = self.hearth.security_groups();
         Ok(client.explain_traffic(request).await?.into_inner())
