@@ -249,7 +249,12 @@ async fn add_address(
     if ip.is_ipv6() {
         // It is ours alone: nobody needs to be asked whether he has it.
         message.header.flags |= AddressHeaderFlags::Nodad;
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        let mut flags = AddressFlags::Nodad;
+        // The link-local range needs its route: router advertisements and DHCPv6 answer guests at
+        // the addresses that they made there.
+        if bits == 128 {
+            flags |= AddressFlags::Noprefixroute;
+        }
         message.attributes.push(AddressAttribute::Flags(flags));
     }
     let added = request.execute().await;

@@ -277,7 +277,7 @@ impl SetHeader {
             header.flags |= SET_INTERVAL;
             if set.key.len() > 1 {
                 header.flags |= SET_CONCAT;
-                let lengths = set.key.iter().map(|it| u32::try_from(it.len()));
+                let lengths = set.key.iter().map(|it| u32::try_from(it.size()));
                 header.fields = lengths.map(Result::unwrap_or_default).collect();
             }
         }
