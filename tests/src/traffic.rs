@@ -30,12 +30,16 @@ pub const CONTROL: u16 = 7;
 
 /// A network with IPv6, and a group that lets the host reach [`CONTROL`] of its members.
 pub struct World {
+    /// An agent in a namespace of its own.
     pub hearth: Hearth,
+    /// With IPv4 and IPv6.
     pub network: Network,
+    /// Lets the host reach [`CONTROL`].
     pub control: SecurityGroup,
 }
 
 impl World {
+    /// Starts the agent and makes both.
     pub async fn new() -> Result<Self> {
         let hearth = Hearth::start_with_namespace().await?;
         let network = hearth
@@ -84,20 +88,25 @@ impl World {
 
 /// A probe and its interface.
 pub struct Member<'a> {
+    /// It runs.
     pub probe: Probe<'a>,
+    /// Its only one.
     pub interface: NetworkInterface,
 }
 
 impl Member<'_> {
+    /// Its instance's id.
     pub fn id(&self) -> &str {
         &self.interface.instance_id
     }
 
+    /// One of its ports, by IPv4.
     pub fn at(&self, port: u16) -> Result<SocketAddr> {
         let address: IpAddr = self.interface.private_ipv4.parse()?;
         Ok(SocketAddr::new(address, port))
     }
 
+    /// One of its ports, by IPv6.
     pub fn ipv6_at(&self, port: u16) -> Result<SocketAddr> {
         let address: IpAddr = self.interface.private_ipv6.parse()?;
         Ok(SocketAddr::new(address, port))
@@ -169,6 +178,7 @@ impl World {
         Ok(socket)
     }
 
+    /// ExplainTraffic.
     pub async fn explain(&self, request: ExplainTrafficRequest) -> Result<ExplainTrafficResponse> {
         let mut client = self.hearth.security_groups();
         Ok(client.explain_traffic(request).await?.into_inner())

@@ -11,10 +11,11 @@ use crate::{
     firewall::policy::{Change, Group},
 };
 
+/// The blocks of prefix lists, by id.
+type Blocks = BTreeMap<String, BTreeSet<IpNet>>;
+
 /// All groups and prefix lists, for the agent's start.
-pub fn load(
-    connection: &Connection,
-) -> DbResult<(BTreeMap<String, Group>, BTreeMap<String, BTreeSet<IpNet>>)> {
+pub fn load(connection: &Connection) -> DbResult<(BTreeMap<String, Group>, Blocks)> {
     let groups = db::security_groups::all(connection)?;
     let lists = db::prefix_lists::all(connection)?;
     Ok((

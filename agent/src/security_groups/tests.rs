@@ -11,7 +11,7 @@ use super::{
     policy, weight,
 };
 use crate::{
-    db::{self, Db, DbError},
+    db::{Db, DbError},
     error::{ApiResult, Reason},
     firewall::policy::{Change, Match, Peer as PolicyPeer},
 };
