@@ -23,6 +23,8 @@
 
 pub mod boot_finder;
 pub mod config;
+#[doc(hidden)]
+pub mod firewall;
 pub mod server;
 
 mod accounts;
@@ -34,7 +36,6 @@ mod context;
 mod db;
 mod error;
 mod events;
-mod firewall;
 mod forward_port;
 mod host;
 mod ids;

@@ -13,7 +13,7 @@ use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
     image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    network_service_client::NetworkServiceClient,
+    key_pair_service_client::KeyPairServiceClient, network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -130,6 +130,11 @@ impl Hearth {
         SecurityGroupServiceClient::new(self.channel.clone())
     }
 
+    /// A client of the key pair service.
+    pub fn keys(&self) -> KeyPairServiceClient<Channel> {
+        KeyPairServiceClient::new(self.channel.clone())
+    }
+
     /// A client of the store service.
     pub fn store(&self) -> StoreServiceClient<Channel> {
         StoreServiceClient::new(self.channel.clone())
@@ -241,6 +246,17 @@ impl Hearth {
     /// Has the agent crash at the named step while `call` is made, and starts the next one. Gives
     /// what the call came to.
     pub async fn crash_at<T>(&mut self, step: &str, call: impl Future<Output = T>) -> Result<T> {
+        let answer = self.crash_at_and_stay_down(step, call).await?;
+        self.start_agent().await?;
+        Ok(answer)
+    }
+
+    /// [`Self::crash_at`] without the next agent.
+    pub async fn crash_at_and_stay_down<T>(
+        &mut self,
+        step: &str,
+        call: impl Future<Output = T>,
+    ) -> Result<T> {
         self.stop_agent()?;
         self.start_agent_to_crash_at(step).await?;
         let answer = call.await;
@@ -258,7 +274,6 @@ impl Hearth {
         };
         let killed = status.signal() == Some(Signal::KILL.as_raw());
         ensure!(killed, "at {step}: {status}\n{}", self.agent_log_tail());
-        self.start_agent().await?;
         Ok(answer)
     }
 

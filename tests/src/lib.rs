@@ -41,6 +41,7 @@ mod guest;
 mod guest_image;
 mod hearth;
 mod imports;
+pub mod net;
 pub mod netns;
 pub mod networks;
 pub mod probe;

@@ -93,6 +93,18 @@ impl Netns {
         Ok(())
     }
 
+    /// A process in there, by its id.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Sets a switch below `net` in there, such as `ipv4.ip_forward`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let script = format!("echo {value} > /proc/sys/net/{}", name.replace('.', "/"));
+        output_of(self.command("sh").args(["-c", &script]))?;
+        Ok(())
+    }
+
     /// Makes a tap that is up, with this address (such as `10.9.0.1/24`) on the host's side.
     pub fn tap(&self, name: &str, address: &str) -> Result<()> {
         self.tap_with("", name, address)
@@ -110,6 +122,22 @@ impl Netns {
         Ok(())
     }
 
+    /// Makes a link to another namespace: an interface here and one there, both up, with these
+    /// names, hardware addresses and addresses (such as `203.0.113.1/24`).
+    pub fn link_to(&self, other: &Netns, here: [&str; 3], there: [&str; 3]) -> Result<()> {
+        let ([name, mac, address], [their_name, their_mac, their_address]) = (here, there);
+        self.ip(&format!(
+            "link add {name} address {mac} type veth peer name {their_name} address {their_mac} \
+             netns {}",
+            other.holder.id()
+        ))?;
+        for (netns, name, address) in [(self, name, address), (other, their_name, their_address)] {
+            netns.ip(&format!("addr add {address} dev {name}"))?;
+            netns.ip(&format!("link set {name} up"))?;
+        }
+        Ok(())
+    }
+
     /// Does something in there, on a thread of its own: sockets opened so stay in there.
     pub fn enter<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
@@ -120,6 +148,19 @@ impl Netns {
             });
             inside.join().map_err(|_| anyhow!("it panicked"))?
         })
+    }
+
+    /// A thread in there.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<thread::JoinHandle<Result<T>>> {
+        let namespace = self.namespace.try_clone()?;
+        Ok(thread::spawn(move || {
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), network).context("setns")?;
+            what()
+        }))
     }
 
     /// A packet socket for all frames of one type that come in on an interface in there, or for

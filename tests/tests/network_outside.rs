@@ -331,7 +331,7 @@ async fn a_port_of_the_host_is_an_instances() -> Result<()> {
     echo(&outside, &second, PATIENCE)?;
     let all = DescribePortForwardsRequest::default();
     let all = hearth.networks().describe_port_forwards(all).await?;
-    ensure!(all.into_inner().port_forwards == [picked.clone()]);
+    ensure!(all.into_inner().port_forwards == std::slice::from_ref(&picked));
     probe.guest.terminate().await?;
     drop(probe);
     // With its instance, a forward is gone.

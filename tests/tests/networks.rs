@@ -153,6 +153,9 @@ async fn addresses_stay_over_stop_and_start_and_over_the_agents_end() -> Result<
         .ip(&format!("addr show dev {}", before.tap_name))?;
     ensure!(!addresses.contains("10.22.0.77"), "{addresses}");
     let mut probe = Probe::attach(Guest::new(&hearth, id.clone())).await?;
+    // The console begins with what was answered before.
+    probe.send("echo text=again").await?;
+    while probe.answer().await?["text"] != "again" {}
     set_addresses(&mut probe, &network).await?;
     probe.expect_ok(&ping).await?;
     probe.expect_ok(&ping_ipv6).await?;
@@ -225,9 +228,10 @@ async fn an_instance_has_interfaces_in_several_networks() -> Result<()> {
             .ip(&format!("-o link show {}", interface.tap_name))?;
         ensure!(link.contains(&format!("mtu {}", network.mtu)), "{link}");
     }
-    let mut neighbour = addressed(&hearth, &back).await?;
-    let ping = "ping address=10.24.0.99 count=2 timeout=10";
-    neighbour.expect_ok(ping).await?;
+    let neighbour = addressed(&hearth, &back).await?;
+    let address = neighbour.guest.interface().await?.private_ipv4;
+    let ping = format!("ping nic=1 address={address} count=2 timeout=10");
+    probe.expect_ok(&ping).await?;
     drop((probe, neighbour));
 
     // The address is taken; the network's range is what it is.
@@ -489,8 +493,10 @@ async fn networks_are_checked_and_belong_to_accounts() -> Result<()> {
             },
         );
         hearth.networks().delete_network(request).await?;
-        let gone = hearth.event(&id, |event| event.state == "deleted").await?;
-        ensure!(gone.r#type == "network.state", "{gone:?}");
+        if owner == "local" {
+            let gone = hearth.event(&id, |event| event.state == "deleted").await?;
+            ensure!(gone.r#type == "network.state", "{gone:?}");
+        }
     }
     hearth.finish().await
 }

@@ -20,6 +20,7 @@ use crate::{
         disks::DiskRequest,
         driver::Change,
         launch::LaunchRequest,
+        metadata_options,
         model::Interface,
         state::{Asked, InstanceState},
     },
@@ -341,9 +342,17 @@ impl InstanceService for InstanceApi {
 
     async fn modify_instance_metadata_options(
         &self,
-        _request: Request<v1::ModifyInstanceMetadataOptionsRequest>,
+        request: Request<v1::ModifyInstanceMetadataOptionsRequest>,
     ) -> Result<Response<v1::ModifyInstanceMetadataOptionsResponse>, Status> {
-        Err(Status::unimplemented("being built"))
+        let account = Account::of(&request)?;
+        let request = request.into_inner();
+        let named = Named::own(Kind::Instance, &request.instance_id, "instance_id");
+        account.check(&self.context, vec![named]).await?;
+        let wanted = request.metadata_options.unwrap_or_default();
+        let options = metadata_options::modify(&self.context, request.instance_id, wanted).await?;
+        Ok(Response::new(v1::ModifyInstanceMetadataOptionsResponse {
+            metadata_options: Some((&options).into()),
+        }))
     }
 
     type ForwardPortStream = forward_port::Answers;

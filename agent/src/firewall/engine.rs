@@ -36,6 +36,15 @@ pub struct Request {
     pub cut: bool,
 }
 
+/// Connections that ended with changes.
+#[derive(Debug)]
+pub struct Cuts {
+    /// For each request.
+    pub counts: Vec<Result<u64, FirewallError>>,
+    /// Where they were looked for.
+    pub scopes: Vec<Scope>,
+}
+
 impl Engine {
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.clone()
@@ -61,7 +70,9 @@ impl Engine {
                 }
             };
         }
-        Ok(self.synchronise(true)?)
+        let repair = self.synchronise(true)?;
+        self.cut_all(repair.as_ref());
+        Ok(repair)
     }
 
     /// Compares the kernel's tables with what is wanted, and repairs them.
@@ -73,16 +84,29 @@ impl Engine {
         if self.generation == Some(now) {
             return Ok(None);
         }
-        Ok(self.synchronise(false)?)
+        let repair = self.synchronise(false)?;
+        self.cut_all(repair.as_ref());
+        Ok(repair)
+    }
+
+    /// Ends the connections that wrong rules let in.
+    fn cut_all(&mut self, repair: Option<&Repair>) {
+        if repair.is_none() {
+            return;
+        }
+        let everything = Scope::everything(&self.policy);
+        for result in self.cut(&[everything]) {
+            match result {
+                Ok(0) => {}
+                Ok(cut) => tracing::warn!("{cut} connections that no rule allows end"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
     }
 
     /// Makes the changes of all requests in one transaction. The answer has one entry for each: of
     /// connections that were cut.
-    #[allow(clippy::type_complexity)]
-    pub fn apply(
-        &mut self,
-        requests: &[Request],
-    ) -> Result<Vec<Result<u64, FirewallError>>, FirewallError> {
+    pub fn apply(&mut self, requests: &[Request]) -> Result<Cuts, FirewallError> {
         let mut units = BTreeSet::new();
         let mut undo = Vec::new();
         let mut scopes = Vec::new();
@@ -92,7 +116,8 @@ impl Engine {
             let mut scope = Scope::default();
             for change in &request.changes {
                 units.extend(compile::affected(policy, change));
-                if request.cut {
+                // Who gets the address next must not get the connections, too.
+                if request.cut || matches!(change, Change::RemoveInterface(_)) {
                     scope.add(policy, change);
                 }
                 undo.push(policy.inverse(change));
@@ -123,10 +148,12 @@ impl Engine {
             }
             return Err(error.into());
         }
-        Ok(self.cut(&scopes))
+        let counts = self.cut(&scopes);
+        Ok(Cuts { counts, scopes })
     }
 
-    fn cut(&mut self, scopes: &[Scope]) -> Vec<Result<u64, FirewallError>> {
+    /// Ends connections in each of `scopes`; says how many.
+    pub fn cut(&mut self, scopes: &[Scope]) -> Vec<Result<u64, FirewallError>> {
         let refs: Vec<&Scope> = scopes.iter().collect();
         let policy = self.policy.clone();
         let counts = if scopes.iter().all(Scope::is_empty) {
@@ -328,9 +355,8 @@ fn repair_table(
     repair: &mut Repair,
 ) {
     match found {
-        Some(found) if wanted.is_empty() => {
+        Some(_) if wanted.is_empty() => {
             repair.differs("tables of networks that are no more".to_owned());
-            let _ = found;
             batch.delete_table(family);
         }
         Some(found) => {

@@ -10,20 +10,22 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-mod compile;
+pub mod compile;
 mod conntrack;
 mod engine;
 pub mod explain;
 mod netlink;
 pub mod policy;
-mod table;
+pub mod table;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+use conntrack::Scope;
 use engine::{Engine, Request};
 use netlink::NetlinkError;
 pub use netlink::read::Counter;
@@ -217,21 +219,44 @@ impl Inner {
         }
         let (requests, done): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|it| (it.request, it.done)).unzip();
-        let results = match engine.apply(&requests) {
+        let mut scopes = Vec::new();
+        let mut apply = |requests: &[Request]| {
+            let mut cuts = engine.apply(requests)?;
+            scopes.append(&mut cuts.scopes);
+            Ok(cuts.counts)
+        };
+        let results = match apply(&requests) {
             Ok(results) => results,
             // One of them is at fault: each for itself.
             Err(_) if requests.len() > 1 => requests
                 .chunks(1)
-                .map(|request| {
-                    let mut results = engine.apply(request)?;
-                    results.pop().unwrap_or(Ok(0))
-                })
+                .map(|request| apply(request)?.pop().unwrap_or(Ok(0)))
                 .collect(),
             Err(error) => vec![Err(error)],
         };
+        drop(engine);
         for (done, result) in done.into_iter().zip(results) {
             // Whoever asked may be gone.
             let _ = done.send(result);
+        }
+        self.cut_stragglers(&scopes);
+    }
+
+    /// A packet that was under way while the rules changed passed by the old ones, and its
+    /// connection may not have been in the list yet. Once each processor is done with what it had
+    /// begun (RCU; tens of milliseconds), it is. Kernels with nohz_full processors don't offer this
+    /// wait; there the second look follows at once.
+    fn cut_stragglers(&self, scopes: &[Scope]) {
+        if scopes.iter().all(Scope::is_empty) {
+            return;
+        }
+        let _ = membarrier(MembarrierCommand::Global);
+        for result in lock(&self.engine).cut(scopes) {
+            match result {
+                Ok(0) => {}
+                Ok(cut) => tracing::debug!("{cut} connections that began during a change end"),
+                Err(error) => tracing::warn!("connections that began during a change: {error}"),
+            }
         }
     }
 }

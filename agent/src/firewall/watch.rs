@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use super::{
-    Firewall, lock,
+    Firewall, Repair, lock,
     netlink::{NetlinkError, Socket},
 };
-use crate::{context::Context, db::DbError, events::NewEvent, shutdown::Shutdown};
+use crate::{accounts, context::Context, db::DbError, events::NewEvent, shutdown::Shutdown};
 
 /// How often the rules are looked at when nobody seems to touch them.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -21,8 +21,38 @@ const NFTABLES_GROUP: u32 = 1 << 6;
 
 /// Repairs the rules when somebody else changed them, and looks after them at a timer, until the
 /// agent ends.
-pub async fn run(context: Arc<Context>, mut shutdown: Shutdown) {
+pub async fn run(context: Arc<Context>, shutdown: Shutdown) {
     let firewall = context.firewall.clone();
+    let (repairs, mut repaired) = mpsc::unbounded_channel();
+    let keeping = tokio::spawn(keep(firewall, shutdown, repairs));
+    while let Some(repair) = repaired.recv().await {
+        let event = NewEvent {
+            kind: "firewall.repaired",
+            // The host's administrator.
+            owner: accounts::DEFAULT.to_owned(),
+            resource_id: String::new(),
+            previous_state: String::new(),
+            state: String::new(),
+            reason_code: String::new(),
+            message: repair.named.join("; "),
+        };
+        let recorded = context.db.write(move |tx| {
+            tx.event(event);
+            Ok::<_, DbError>(())
+        });
+        if let Err(error) = recorded.await {
+            tracing::warn!("an event is lost: {error}");
+        }
+    }
+    let _ = keeping.await;
+}
+
+/// The same, without the agent around it.
+pub async fn keep(
+    firewall: Firewall,
+    mut shutdown: Shutdown,
+    repairs: mpsc::UnboundedSender<Repair>,
+) {
     let listening = tokio::spawn(listen(firewall.clone()));
     let mut timer = tokio::time::interval(INTERVAL);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -37,22 +67,7 @@ pub async fn run(context: Arc<Context>, mut shutdown: Shutdown) {
             Ok(Some(repair)) => {
                 let what = repair.named.join("; ");
                 tracing::warn!("rules that somebody changed are repaired: {what}");
-                let event = NewEvent {
-                    kind: "firewall.repaired",
-                    owner: String::new(),
-                    resource_id: String::new(),
-                    previous_state: String::new(),
-                    state: String::new(),
-                    reason_code: String::new(),
-                    message: what,
-                };
-                let recorded = context.db.write(move |tx| {
-                    tx.event(event);
-                    Ok::<_, DbError>(())
-                });
-                if let Err(error) = recorded.await {
-                    tracing::warn!("an event is lost: {error}");
-                }
+                let _ = repairs.send(repair);
             }
             Err(error) => tracing::error!("rules can't be looked after: {error}"),
         }
@@ -66,11 +81,11 @@ async fn listen(firewall: Firewall) {
     loop {
         let ours = firewall.inner.clone();
         let port = tokio::task::spawn_blocking(move || lock(&ours.engine).port());
-        if let Ok(Some(port)) = port.await {
-            if let Err(error) = listen_on(&firewall, port).await {
-                tracing::debug!("listening to changes of rules: {error}");
-                firewall.inner.disturbed.notify_one();
-            }
+        if let Ok(Some(port)) = port.await
+            && let Err(error) = listen_on(&firewall, port).await
+        {
+            tracing::debug!("listening to changes of rules: {error}");
+            firewall.inner.disturbed.notify_one();
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

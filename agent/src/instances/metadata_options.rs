@@ -3,9 +3,12 @@
 use hearth_proto::v1;
 use serde::{Deserialize, Serialize};
 
+use super::state::InstanceState;
 use crate::{
-    error::{ApiError, ApiResult},
-    ids::shortened,
+    context::Context,
+    db,
+    error::{ApiError, ApiResult, Reason},
+    ids::{Kind, shortened},
 };
 
 /// Most hops that the answer to a token request may go.
@@ -80,6 +83,43 @@ impl MetadataOptions {
             )?,
         })
     }
+}
+
+/// Changes the options of an instance that is not terminated; the metadata service reads them for
+/// each request.
+///
+/// # Errors
+/// `InvalidInstanceID.NotFound`, `IncorrectInstanceState`, `InvalidParameterValue`.
+pub async fn modify(
+    context: &Context,
+    id: String,
+    wanted: v1::MetadataOptions,
+) -> ApiResult<MetadataOptions> {
+    Kind::Instance.check(&id, "instance_id")?;
+    context
+        .db
+        .write(move |tx| {
+            let instance = db::instances::get(tx, &id)?
+                .ok_or_else(|| Kind::Instance.missing(&id, "instance_id"))?;
+            if matches!(
+                instance.state,
+                InstanceState::ShuttingDown | InstanceState::Terminated
+            ) {
+                let word = instance.state.word();
+                return Err(ApiError::field(
+                    Reason::IncorrectInstanceState,
+                    "instance_id",
+                    format!("{id} is {word}"),
+                )
+                .with("state", word));
+            }
+            let options = instance
+                .metadata_options
+                .changed(&wanted, "metadata_options")?;
+            db::instances::set_metadata_options(tx, &id, &options)?;
+            Ok(options)
+        })
+        .await
 }
 
 impl From<&MetadataOptions> for v1::MetadataOptions {

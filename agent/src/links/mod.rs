@@ -2,11 +2,11 @@
 //! public addresses on the loopback interface. Knows nothing of the database; [`crate::networks`]
 //! says what is wanted.
 //!
-//! - [`tap`]: makes a tap what its specification says, or takes it away
-//! - [`tun`]: `/dev/net/tun`
-//! - [`seen`]: what the kernel has now
-//! - [`sysctl`]: files below `/proc/sys/net`
-//! - [`host`]: what is not a tap: forwarding, public addresses, ranges that others use
+//! - [`tap`] makes a tap what its specification says, or takes it away
+//! - `tun` is `/dev/net/tun`
+//! - [`seen`] is what the kernel has now
+//! - `sysctl`: files below `/proc/sys/net`
+//! - [`host`] is about what is not a tap: forwarding, public addresses, ranges that others use
 //!
 //! Everything works in the network namespace of the process, and touches nothing that does not
 //! carry our mark: taps have our `ifalias`, routes and addresses our protocol number.

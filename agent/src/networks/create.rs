@@ -96,7 +96,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
             .await?;
         let (network, group) = match made {
             Made::Earlier(network) => return Ok(network),
-            Made::New(network, group) => (network, group),
+            Made::New(made) => *made,
         };
         crash_point("network.row-made");
         let ipv6 = network.ipv6.is_some();
@@ -129,7 +129,7 @@ pub async fn create(context: Arc<Context>, request: CreateRequest) -> ApiResult<
 }
 
 enum Made {
-    New(Network, SecurityGroup),
+    New(Box<(Network, SecurityGroup)>),
     Earlier(Network),
 }
 
@@ -166,7 +166,7 @@ fn insert(
     if dry_run {
         return Err(super::dry_run());
     }
-    Ok(Made::New(network, group))
+    Ok(Made::New(Box::new((network, group))))
 }
 
 /// Takes a network back that could not be put in force.

@@ -58,7 +58,7 @@ pub fn parse_ipv4(text: &str, field: &str) -> ApiResult<Ipv4Net> {
         let block: Ipv4Net = block.parse().expect("a constant");
         block.contains(&range)
     };
-    if !PRIVATE.iter().any(|block| private(&block)) {
+    if !PRIVATE.iter().any(private) {
         return Err(bad(format!(
             "{range} is not private; take it from {}",
             PRIVATE.join(", ")

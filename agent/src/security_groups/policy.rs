@@ -11,11 +11,11 @@ use crate::{
     firewall::policy::{Change, Group},
 };
 
-/// The blocks of prefix lists, by id.
-type Blocks = BTreeMap<String, BTreeSet<IpNet>>;
+/// Groups, and the blocks of prefix lists, by id.
+type Loaded = (BTreeMap<String, Group>, BTreeMap<String, BTreeSet<IpNet>>);
 
 /// All groups and prefix lists, for the agent's start.
-pub fn load(connection: &Connection) -> DbResult<(BTreeMap<String, Group>, Blocks)> {
+pub fn load(connection: &Connection) -> DbResult<Loaded> {
     let groups = db::security_groups::all(connection)?;
     let lists = db::prefix_lists::all(connection)?;
     Ok((

@@ -5,16 +5,23 @@
 //! while an instance runs (names, tags, options of the metadata service, elastic addresses) is
 //! read from the database for each request.
 //!
-//! - [`dhcp4`]: DHCP (RFC 2131)
-//! - [`metadata`]: the metadata service
+//! - `dhcp4`: DHCP (RFC 2131)
+//! - `router`, `dhcp6`: router advertisements (RFC 4861), DHCPv6 (RFC 8415)
+//! - `metadata`: the metadata service
+//! - `dns`: a DNS server
 //! - [`names`]: what instances are called within their network
 
 mod dhcp4;
+mod dhcp6;
+mod dns;
 mod metadata;
 pub mod names;
 mod rate;
+mod router;
 mod shared;
 mod sockets;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -25,6 +32,8 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{task::JoinSet, time::sleep};
+
+use crate::db::{self, DbResult};
 
 pub use shared::{Shared, SharedError};
 
@@ -81,8 +90,12 @@ impl TapServices {
         let mut tasks = JoinSet::new();
         run::<dhcp4::Dhcp4>(&mut tasks, &tap);
         run::<metadata::MetadataV4>(&mut tasks, &tap);
+        run::<dns::DnsV4>(&mut tasks, &tap);
         if tap.config.ipv6.is_some() {
+            run::<router::Router>(&mut tasks, &tap);
+            run::<dhcp6::Dhcp6>(&mut tasks, &tap);
             run::<metadata::MetadataV6>(&mut tasks, &tap);
+            run::<dns::DnsV6>(&mut tasks, &tap);
         }
         Self { tasks }
     }
@@ -97,6 +110,17 @@ impl TapServices {
 struct Tap {
     config: TapConfig,
     shared: Arc<Shared>,
+}
+
+/// The domain of the network that the tap is in; `None` when the interface is gone.
+async fn domain(tap: &Tap) -> DbResult<Option<String>> {
+    let id = tap.config.interface_id.clone();
+    let network = tap
+        .shared
+        .db
+        .read(move |connection| db::tap_services::network(connection, &id))
+        .await?;
+    Ok(network.map(|network| network.dns_domain))
 }
 
 /// One service.

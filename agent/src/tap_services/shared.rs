@@ -10,7 +10,11 @@ use std::{
 
 use thiserror::Error;
 
+use super::dns::forward::Forwarder;
 use crate::{config::Settings, db::Db};
+
+/// The host's resolvers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Bytes of the key that metadata tokens are signed with.
 pub const KEY_BYTES: usize = 32;
@@ -22,6 +26,8 @@ pub struct Shared {
     pub token_key: [u8; KEY_BYTES],
     /// What instances are told of where they are.
     pub region: String,
+    /// Finds names that are not of a network.
+    pub forwarder: Forwarder,
 }
 
 /// Why the services can't be had.
@@ -49,6 +55,7 @@ impl Shared {
             db,
             token_key,
             region: region(settings.region.as_deref()),
+            forwarder: Forwarder::new(RESOLV_CONF.into()),
         }))
     }
 }

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Reads the metadata service (EC2's paths; an IMDSv2 token first, without one if the service has none) and applies
- * what it says: the host's name, root's authorized keys, user data. Prints nothing; ends 0 if the service answered.
+ * what it says: the host's name, root's authorized keys, the IPv6 address, user data. Prints nothing; ends 0 if the
+ * service answered.
  * User data is left in /run/hearth/user-data: executable, for /etc/hearth/boot to run, if it starts with #! and this is
  * the instance's first boot.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -59,7 +62,23 @@ static void write_file(const char *path, const char *data, size_t length, mode_t
 	close(fd);
 }
 
-int main(void)
+/*
+ * The address that DHCPv6 would give: busybox's static build has no client for that. The way out comes with the router
+ * advertisements, which the kernel takes.
+ */
+static void set_ipv6(const char *interface, const char *address)
+{
+	/* struct in6_ifreq of linux/ipv6.h, which does not go with musl's headers. */
+	struct { struct in6_addr address; unsigned int prefix_length; int index; } request = { .prefix_length = 128 };
+	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	request.index = if_nametoindex(interface);
+	if (fd >= 0 && request.index && inet_pton(AF_INET6, address, &request.address) == 1)
+		ioctl(fd, 0x8916 /* SIOCSIFADDR */, &request);
+	close(fd);
+}
+
+int main(int count, char **arguments)
 {
 	char *body, *line, *next, path[256], keys[64 << 10];
 	size_t length = 0;
@@ -98,6 +117,9 @@ int main(void)
 		n = request("GET", "/latest/meta-data/local-hostname", &body);
 	if (n > 0) {
 		n = strcspn(body, "\r\n");
+		/* The kernel takes 64 bytes. */
+		if (n > 64)
+			n = strcspn(body, ".\r\n");
 		sethostname(body, n);
 		body[n] = '\n';
 		write_file("/run/hearth/hostname", body, n + 1, 0644);
@@ -126,6 +148,11 @@ int main(void)
 			mkdir("/root/.ssh", 0700);
 			write_file("/root/.ssh/authorized_keys", keys, length, 0600);
 		}
+	}
+
+	if (count > 1 && request("GET", "/latest/meta-data/ipv6", &body) > 0) {
+		body[strcspn(body, "\r\n")] = 0;
+		set_ipv6(arguments[1], body);
 	}
 
 	n = request("GET", "/latest/user-data", &body);

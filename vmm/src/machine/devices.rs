@@ -34,18 +34,18 @@ pub(super) fn build_virtio(
     memory: &Arc<GuestMemory>,
     vm: &VmFd,
     registry: &Disks,
-    nets: &mut Nets,
     registers: &Arc<Mutex<HotPlugRegisters>>,
     on_disk_error: &OnError,
     on_net_error: &OnError,
-) -> Result<Vec<Slot>, StartError> {
+) -> Result<(Vec<Slot>, Nets), StartError> {
+    let mut nets = Nets::new(&config.net_limits);
     let mut devices: Vec<(Box<dyn VirtioDevice>, Option<String>)> = Vec::new();
     for disk in &config.disks {
         let block = open_disk(disk, config.vcpus, registry, on_disk_error)?;
         devices.push((Box::new(block), Some(disk.serial.clone())));
     }
     for net in &config.nets {
-        let device = open_net(net, config.vcpus, nets, on_net_error)?;
+        let device = open_net(net, config.vcpus, &mut nets, on_net_error)?;
         devices.push((Box::new(device), None));
     }
     devices.push((Box::new(Rng::new()), None));
@@ -55,7 +55,7 @@ pub(super) fn build_virtio(
         registers.set_present(slot.index, serial.is_some());
         slot.fill(vm, memory, device, serial)?;
     }
-    Ok(slots)
+    Ok((slots, nets))
 }
 
 /// Opens the volume, and enters the disk into the machine's.

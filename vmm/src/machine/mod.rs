@@ -146,13 +146,11 @@ impl Machine {
         let disks = Disks::new(&config.disk_limits);
         let power = devices::build_power(&vm)?;
         let registers = devices::build_hotplug_registers(&power)?;
-        let mut nets = Nets::new(&config.net_limits);
-        let slots = devices::build_virtio(
+        let (slots, nets) = devices::build_virtio(
             config,
             &memory,
             &vm,
             &disks,
-            &mut nets,
             &registers,
             &outside.on_disk_error,
             &outside.on_net_error,

@@ -8,7 +8,8 @@ use std::{
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
     event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, network_service_client::NetworkServiceClient,
+    instance_service_client::InstanceServiceClient, key_pair_service_client::KeyPairServiceClient,
+    network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -57,6 +58,7 @@ pub struct Client {
     pub volumes: VolumeServiceClient<Channel>,
     pub snapshots: SnapshotServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    pub keys: KeyPairServiceClient<Channel>,
     pub networks: NetworkServiceClient<Channel>,
     pub security_groups: SecurityGroupServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
@@ -93,6 +95,8 @@ impl Client {
             snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            keys: KeyPairServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             networks: NetworkServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

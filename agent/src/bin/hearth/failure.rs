@@ -127,6 +127,10 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
         "InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed" => {
             "see what there is with `hearth snapshot list`"
         }
+        "InvalidKeyPair.NotFound" | "InvalidKeyPair.Malformed" => {
+            "see what there is with `hearth key list`"
+        }
+        "InvalidKeyPair.Duplicate" => "choose another name, or delete it with `hearth key delete`",
         "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => {
             "see what there is with `hearth sg list`"
         }

@@ -14,6 +14,7 @@ use crate::{
     failure::{Failure, flags, rpc, rpc_with_flags},
     filters::{name_of, parse_filter},
     human,
+    metadata::{self, MetadataOptionsArgs},
     output::{self, Output},
     run::{self, RunArgs},
     wait::{self, state_word},
@@ -42,6 +43,8 @@ pub enum InstanceCommand {
     Console(ConsoleArgs),
     /// Print the last 64 KiB that the guest wrote on its serial console.
     ConsoleOutput(IdArgs),
+    /// Show or change how an instance may use the metadata service.
+    MetadataOptions(MetadataOptionsArgs),
     /// List instance types.
     Types,
 }
@@ -106,6 +109,7 @@ pub async fn dispatch(
         InstanceCommand::Terminate(args) => terminate(client, output, args).await,
         InstanceCommand::Console(args) => console::console(client, args).await,
         InstanceCommand::ConsoleOutput(args) => console_output(client, output, args).await,
+        InstanceCommand::MetadataOptions(args) => metadata::modify(client, output, args).await,
         InstanceCommand::Types => types(client, output).await,
     }
 }
@@ -241,6 +245,15 @@ fn print_one(instance: &Instance) -> Result<(), Failure> {
         ("Kernel arguments", instance.kernel_args.clone()),
         ("Interfaces", interfaces.join("\n")),
         ("Taps", taps.join("\n")),
+        ("Key", instance.key_name.clone()),
+        (
+            "Metadata",
+            instance
+                .metadata_options
+                .as_ref()
+                .map(metadata::words)
+                .unwrap_or_default(),
+        ),
         (
             "Launched",
             human::time_and_age(instance.launch_time.as_ref()),

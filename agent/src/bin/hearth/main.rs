@@ -17,6 +17,8 @@ mod image;
 mod image_change;
 mod image_files;
 mod instance;
+mod key;
+mod metadata;
 mod net;
 mod network;
 mod output;
@@ -110,6 +112,9 @@ enum Command {
     /// Ports of the host that are instances'.
     #[command(subcommand, visible_alias = "port-forwards")]
     PortForward(port_forward::PortForwardCommand),
+    /// SSH keys for instances.
+    #[command(subcommand, visible_alias = "keys")]
+    Key(key::KeyCommand),
     /// Security groups: who may talk to an instance, and to whom it may talk.
     #[command(subcommand, visible_alias = "security-group")]
     Sg(sg::SgCommand),
@@ -168,6 +173,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::PortForward(command) => {
             port_forward::dispatch(&mut connect().await?, output, command).await
         }
+        Command::Key(command) => key::dispatch(&mut connect().await?, output, command).await,
         Command::Sg(command) => sg::dispatch(&mut connect().await?, output, command).await,
         Command::PrefixList(command) => {
             prefix_list::dispatch(&mut connect().await?, output, command).await

@@ -10,10 +10,11 @@ use tonic_types::StatusExt;
 
 use crate::{
     client::Client,
-    failure::{Failure, flags, rpc_with_flags},
+    failure::{self, Failure, flags, rpc_with_flags},
     filters::parse_tag,
     human::{parse_gib, parse_mib},
     instance::print_instances,
+    metadata::{self, MetadataArgs},
     output::{self, Output},
     run_networks::{self, NetworkArgs},
     wait,
@@ -53,6 +54,9 @@ pub struct RunArgs {
     /// `throughput=MIB`. For example `--disk 10,class=gp2 --disk vol-…,ro`.
     #[arg(long, value_name = "SIZE|VOLUME[,OPTION…]", value_parser = parse_disk)]
     disk: Vec<BlockDeviceMapping>,
+    /// Key pair whose public key the guest gets; see `hearth key`.
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
     /// File with the user data, at most 16 KiB.
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
@@ -77,6 +81,8 @@ pub struct RunArgs {
     /// Return when the instances run.
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    metadata: MetadataArgs,
 }
 
 pub async fn run(client: &mut Client, output: Output, args: RunArgs) -> Result<(), Failure> {
@@ -124,7 +130,9 @@ fn request(
         ("extra_kernel_args", "--kernel-args"),
         ("client_token", "--client-token"),
         ("tap_interfaces", "--tap"),
+        ("key_name", "--key"),
     ]);
+    flags.extend(failure::flags(metadata::FLAGS));
     let user_data = match &args.user_data {
         None => String::new(),
         Some(path) => fs::read_to_string(path)
@@ -180,6 +188,8 @@ fn request(
         vcpus: args.vcpus.unwrap_or(0),
         memory_mib: args.memory.unwrap_or(0),
         tap_interfaces: args.tap,
+        key_name: args.key.unwrap_or_default(),
+        metadata_options: Some(args.metadata.options()),
         ..Default::default()
     };
     Ok((request, args.networks, flags))

@@ -251,9 +251,13 @@ fn lookup(way: Way, peers: Option<&str>, kind: Kind, set: &str) -> crate::firewa
             builder.key_source(way.address())
         }
     };
-    let mut builder = rule();
+    let mut builder = if way.ipv6 {
+        rule().ipv6()
+    } else {
+        rule().ipv4()
+    };
     if let Some(peers) = peers {
-        builder = address(builder).is_in(&lists::addresses(peers, way.ipv6));
+        builder = address(builder).in_set(&lists::addresses(peers, way.ipv6));
     }
     builder = match kind {
         Kind::Ports => {
@@ -273,5 +277,5 @@ fn lookup(way: Way, peers: Option<&str>, kind: Kind, set: &str) -> crate::firewa
                 .key_payload(code, 2, 1)
         }
     };
-    builder.is_in(set).accept()
+    builder.in_set(set).accept()
 }

@@ -76,8 +76,9 @@ fn groups(policy: &Policy, id: &str, interface: &Interface, network: &Network, t
         let mut rules = match way.name() {
             "out4" => vec![
                 rule()
+                    .ipv4()
                     .key_destination(Field::Ipv4)
-                    .is_in("networks4")
+                    .in_set("networks4")
                     .destination4_in(false, network.ipv4.trunc())
                     .dnat(false)
                     .comment("isolation")
@@ -85,8 +86,9 @@ fn groups(policy: &Policy, id: &str, interface: &Interface, network: &Network, t
             ],
             "out6" => {
                 let isolation = rule()
+                    .ipv6()
                     .key_destination(Field::Ipv6)
-                    .is_in("networks6")
+                    .in_set("networks6")
                     .comment("isolation");
                 vec![match network.ipv6 {
                     Some(own) => isolation

@@ -96,6 +96,16 @@ impl Parts {
         tables
     }
 
+    /// Where elements are.
+    #[cfg(test)]
+    pub fn layers(&self) -> Layers {
+        let mut layers = Layers::default();
+        for part in self.0.values() {
+            layers.extend(part.layers.clone());
+        }
+        layers
+    }
+
     /// From these parts to those of `policy`, when `units` are affected.
     pub fn step(&self, policy: &Policy, units: &BTreeSet<Unit>) -> Step {
         let mut step = Step::default();

@@ -103,6 +103,12 @@ pub fn dump(socket: &mut Socket) -> Result<Vec<Connection>, NetlinkError> {
         .collect())
 }
 
+/// Ends all connections.
+#[cfg(test)]
+pub fn flush(socket: &mut Socket) -> Result<(), NetlinkError> {
+    socket.ask(DELETE, ACK, 0, &[]).map(drop)
+}
+
 fn parse(attributes: &[u8]) -> Option<Connection> {
     let original = find(attributes, 1)?.value;
     let reply = find(attributes, 2)?.value;

@@ -22,6 +22,15 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// All connections of all interfaces.
+    pub fn everything(policy: &Policy) -> Self {
+        let mut scope = Self::default();
+        for interface in policy.interfaces.values() {
+            scope.interface(interface);
+        }
+        scope
+    }
+
     /// Adds what `change` may take away, seen from the policy `before` it. A change that only
     /// allows more adds nothing.
     pub fn add(&mut self, before: &Policy, change: &Change) {

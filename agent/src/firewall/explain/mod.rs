@@ -61,6 +61,8 @@ pub struct Step {
 /// Which point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
+    /// Whether it can open a connection.
+    Tracking,
     /// Who sends: an address in one of our networks must be an interface's.
     Source,
     /// Something that the host serves to its guests.
@@ -80,6 +82,7 @@ pub enum Point {
 impl std::fmt::Display for Point {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Point::Tracking => f.write_str("connection tracking"),
             Point::Source => f.write_str("source"),
             Point::HostServices => f.write_str("host services"),
             Point::Translation => f.write_str("address translation"),
@@ -94,17 +97,19 @@ impl std::fmt::Display for Point {
 /// Says what becomes of `packet`.
 pub fn explain(policy: &Policy, packet: &Packet) -> Verdict {
     let mut steps = Vec::new();
+    if let Some(step) = opens_nothing(packet) {
+        return Verdict { steps: vec![step] };
+    }
     let sender = interface_of(policy, packet.source);
-    if sender.is_none() {
-        if let Some((id, network)) = network_of(policy, packet.source)
-            && !is_gateway(network, packet.source)
-        {
-            steps.push(refused(
-                Point::Source,
-                format!("{} is in {id}, but no interface has it", packet.source),
-            ));
-            return Verdict { steps };
-        }
+    if sender.is_none()
+        && let Some((id, network)) = network_of(policy, packet.source)
+        && !is_gateway(network, packet.source)
+    {
+        steps.push(refused(
+            Point::Source,
+            format!("{} is in {id}, but no interface has it", packet.source),
+        ));
+        return Verdict { steps };
     }
     if let Some((id, interface)) = sender
         && let Some(step) = to_the_host(policy, packet, id, interface)
@@ -158,10 +163,10 @@ pub fn explain(policy: &Policy, packet: &Packet) -> Verdict {
             ),
             &interface.groups,
         ));
-        if let Some((_, _, translated)) = target {
-            if translated && let Some(public) = public_address(policy, id) {
-                seen_source = public.into();
-            }
+        if let Some((_, _, true)) = target
+            && let Some(public) = public_address(policy, id)
+        {
+            seen_source = public.into();
         }
     }
     if let (Some((_, from)), Some((to, _, translated))) = (sender, &target) {
@@ -286,6 +291,27 @@ fn to_the_host(policy: &Policy, packet: &Packet, id: &str, from: &Interface) -> 
         IpAddr::V6(it) => it.is_multicast() || it.is_loopback() || it.is_unspecified(),
     };
     nobodys.then(|| not_served(format!("{destination} is not routed")))
+}
+
+/// ICMP messages that only answer or report: connection tracking takes none of them for the first
+/// of a connection.
+fn opens_nothing(packet: &Packet) -> Option<Step> {
+    let Transport::Icmp { kind, .. } = packet.transport else {
+        return None;
+    };
+    let asks = match packet.protocol {
+        // Echo, timestamp, information and address mask requests.
+        1 => matches!(kind, 8 | 13 | 15 | 17),
+        // Echo request, node information query.
+        58 => matches!(kind, 128 | 139),
+        _ => true,
+    };
+    (!asks).then(|| {
+        refused(
+            Point::Tracking,
+            format!("ICMP type {kind} opens nothing: it passes as an answer, or as an error"),
+        )
+    })
 }
 
 enum Target<'a> {

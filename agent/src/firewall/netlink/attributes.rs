@@ -13,10 +13,6 @@ impl Writer {
         Self::default()
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }

@@ -2,7 +2,7 @@
 
 use super::attributes::Writer;
 use crate::firewall::table::{
-    Base, Data, Direction, Element, ElementKey, Expression, Lookup, Set, SetData,
+    Base, Data, Direction, Element, ElementKey, Expression, Field, Lookup, Set, SetData,
 };
 
 const LIST_ELEM: u16 = 1;
@@ -252,11 +252,13 @@ pub struct SetHeader {
     /// Lengths of the fields of ranges.
     pub fields: Vec<u32>,
     pub counters: bool,
+    /// Keys are names: for those who list them.
+    pub names: bool,
 }
 
 impl SetHeader {
     pub fn of(set: &Set) -> Self {
-        let concat = |fields: &[crate::firewall::table::Field]| {
+        let concat = |fields: &[Field]| {
             let kind = fields.iter().fold(0, |kind, it| kind << 6 | it.datatype());
             let words: usize = fields.iter().map(|it| it.words()).sum();
             (kind, u32::try_from(words * 4).unwrap_or_default())
@@ -265,16 +267,17 @@ impl SetHeader {
         let mut header = Self::default();
         if let [field] = set.key[..] {
             // A single field is not filled up.
-            key_len = u32::try_from(field.len()).unwrap_or_default();
+            key_len = u32::try_from(field.size()).unwrap_or_default();
         }
         header.key_type = key_type;
         header.key_len = key_len;
         header.counters = set.counters;
+        header.names = set.key == [Field::Interface];
         if set.lookup == Lookup::Ranges {
             header.flags |= SET_INTERVAL;
             if set.key.len() > 1 {
                 header.flags |= SET_CONCAT;
-                let lengths = set.key.iter().map(|it| u32::try_from(it.len()));
+                let lengths = set.key.iter().map(|it| u32::try_from(it.size()));
                 header.fields = lengths.map(Result::unwrap_or_default).collect();
             }
         }
@@ -290,6 +293,16 @@ impl SetHeader {
             }
         }
         header
+    }
+
+    /// Whether they are the same set; what only listings look at does not count.
+    pub fn is(&self, other: &SetHeader) -> bool {
+        let names = self.names;
+        *self
+            == SetHeader {
+                names,
+                ..other.clone()
+            }
     }
 
     /// The attributes of `NFT_MSG_NEWSET` but for names.
@@ -314,6 +327,11 @@ impl SetHeader {
             });
         }
         writer.u32(10, id);
+        if self.names {
+            // NFTNL_UDATA_SET_KEYBYTEORDER: that of the host, as `nft` has it for names.
+            let order = [&[0, 4][..], &1u32.to_ne_bytes()].concat();
+            writer.bytes(13, &order);
+        }
         if self.counters {
             writer.nested(17, |expression| {
                 expression.string(1, "counter");

@@ -32,6 +32,5 @@ pub mod nft {
     pub const NEWSETELEM: u16 = 12;
     pub const GETSETELEM: u16 = 13;
     pub const DELSETELEM: u16 = 14;
-    pub const NEWGEN: u16 = 15;
     pub const GETGEN: u16 = 16;
 }

@@ -37,7 +37,11 @@ pub struct Found {
 /// # Errors
 /// [`NetlinkError`].
 pub fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
-    let answer = socket.ask(NFTABLES << 8 | nft::GETGEN, 0, 0, &[])?;
+    let answer = match socket.ask(NFTABLES << 8 | nft::GETGEN, 0, 0, &[]) {
+        // No such subsystem of netfilter.
+        Err(error) if error.errno() == Some(Errno::INVAL) => return Err(NetlinkError::Missing),
+        answer => answer?,
+    };
     let generation = answer.and_then(|it| find(it.attributes(), 1)?.u32());
     generation.ok_or_else(|| NetlinkError::Socket("an answer without generation".to_owned()))
 }
@@ -214,7 +218,7 @@ fn sets(
             found.table.sets.insert(name, set);
             continue;
         };
-        if header != SetHeader::of(set) {
+        if !header.is(&SetHeader::of(set)) {
             beyond(found, format!("set {name} is of another kind"));
         }
         let counters = |_: &ElementKey, _: &str, _: Counter| {};

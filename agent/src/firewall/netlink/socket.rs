@@ -335,13 +335,9 @@ impl Socket {
 }
 
 fn refused(message: &str, source: Errno) -> NetlinkError {
-    match source {
-        // No such subsystem of netfilter.
-        Errno::INVAL if message == "reading" => NetlinkError::Missing,
-        source => NetlinkError::Refused {
-            message: message.to_owned(),
-            source,
-        },
+    NetlinkError::Refused {
+        message: message.to_owned(),
+        source,
     }
 }
 

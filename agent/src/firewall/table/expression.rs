@@ -345,7 +345,7 @@ impl RuleBuilder {
     }
 
     pub fn key_payload(self, field: Field, base: u32, offset: u32) -> Self {
-        let len = u32::try_from(field.len()).unwrap_or_default();
+        let len = u32::try_from(field.size()).unwrap_or_default();
         self.load(field, |register| E::Payload {
             base,
             offset,
@@ -412,7 +412,7 @@ impl RuleBuilder {
     }
 
     /// The key that was loaded is in the set.
-    pub fn is_in(mut self, set: &str) -> Self {
+    pub fn in_set(mut self, set: &str) -> Self {
         self.loaded = 0;
         let set = set.to_owned();
         self.push(E::Lookup {
@@ -422,7 +422,7 @@ impl RuleBuilder {
         })
     }
 
-    pub fn is_not_in(mut self, set: &str) -> Self {
+    pub fn not_in_set(mut self, set: &str) -> Self {
         self.loaded = 0;
         let set = set.to_owned();
         self.push(E::Lookup {

@@ -19,7 +19,7 @@ pub enum Field {
 
 impl Field {
     /// Length in bytes.
-    pub fn len(self) -> usize {
+    pub fn size(self) -> usize {
         match self {
             Field::Interface | Field::Ipv6 => 16,
             Field::Ether => 6,
@@ -35,7 +35,7 @@ impl Field {
 
     /// Words of 4 bytes that it takes in a key or in registers.
     pub fn words(self) -> usize {
-        self.len().div_ceil(4)
+        self.size().div_ceil(4)
     }
 
     /// The type as `nft` knows it (its `datatype.h`): the kernel keeps it for those who list sets.

@@ -2,6 +2,14 @@
 //! end the test holds, so that each packet is under its control and seen where it arrives.
 
 mod packet;
+mod random;
 mod world;
 
+mod changes;
 mod forwarding;
+mod oracle;
+mod properties;
+mod reconcile;
+mod size;
+mod spoofing;
+mod translation;

@@ -19,7 +19,6 @@ pub struct Packet {
 
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
-pub const RST: u8 = 0x04;
 
 impl Packet {
     pub fn new(source: IpAddr, destination: IpAddr, protocol: u8, payload: Vec<u8>) -> Self {
@@ -48,7 +47,8 @@ impl Packet {
             Transport::Icmp { kind, code } => {
                 vec![kind, code, 0, 0, 0x12, 0x34, 0, 1, 1, 2, 3, 4]
             }
-            Transport::Other => vec![0xab; 24],
+            // For GRE these are no flags, version 0.
+            Transport::Other => vec![0; 24],
         };
         Self::new(source, destination, protocol, payload)
     }
@@ -97,6 +97,16 @@ impl Packet {
     }
 
     pub fn frame(&self) -> Vec<u8> {
+        self.frame_of(&self.with_checksum(), 0)
+    }
+
+    /// A part of an IPv4 packet, with the payload as it is, from byte `offset` on.
+    pub fn fragment(&self, offset: u16, more: bool) -> Vec<u8> {
+        self.frame_of(&self.payload, (offset / 8) | (u16::from(more) << 13))
+    }
+
+    /// The payload with its checksum.
+    pub fn with_checksum(&self) -> Vec<u8> {
         let mut payload = self.payload.clone();
         let field = match self.protocol {
             6 => Some(16),
@@ -112,6 +122,10 @@ impl Packet {
             };
             payload[field..field + 2].copy_from_slice(&sum.to_be_bytes());
         }
+        payload
+    }
+
+    fn frame_of(&self, payload: &[u8], fragment: u16) -> Vec<u8> {
         let mut frame = [self.destination_mac, self.source_mac].concat();
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -120,7 +134,9 @@ impl Packet {
                 let len = u16::try_from(words * 4 + payload.len()).expect("short");
                 let mut header = vec![0x40 | u8::try_from(words).expect("few"), 0];
                 header.extend(len.to_be_bytes());
-                header.extend([0, 1, 0, 0, 64, self.protocol, 0, 0]);
+                header.extend([0, 1]);
+                header.extend(fragment.to_be_bytes());
+                header.extend([64, self.protocol, 0, 0]);
                 header.extend(source.octets());
                 header.extend(destination.octets());
                 header.extend(&self.options);

@@ -13,7 +13,9 @@ use rustix::ioctl::{Setter, ioctl};
 
 use super::packet::Packet;
 use crate::firewall::{
+    conntrack,
     engine::{Engine, Request},
+    netlink::Socket,
     policy::{Change, Direction, Group, Interface, Match, Network, Peer, Policy, Rule},
 };
 
@@ -147,6 +149,7 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
 pub struct World {
     pub engine: Engine,
     taps: BTreeMap<End, File>,
+    sockets: Vec<std::os::fd::OwnedFd>,
 }
 
 impl World {
@@ -158,6 +161,7 @@ impl World {
         let mut world = World {
             engine,
             taps: BTreeMap::new(),
+            sockets: Vec::new(),
         };
         sysctl("ipv4/ip_forward", "1");
         sysctl("ipv6/conf/all/forwarding", "1");
@@ -211,8 +215,13 @@ impl World {
             changes: vec![change],
             cut: true,
         };
-        let mut results = self.engine.apply(&[request]).expect("applied");
-        results.pop().expect("one").expect("cut")
+        let mut cuts = self.engine.apply(&[request]).expect("applied");
+        cuts.counts.pop().expect("one").expect("cut")
+    }
+
+    /// All connections end, whatever the policy says.
+    pub fn forget_connections(&mut self) {
+        conntrack::flush(&mut Socket::open(0).expect("netlink")).expect("flushed");
     }
 
     /// Sends a frame as it is.
@@ -262,6 +271,42 @@ impl World {
             }
         }
         all
+    }
+
+    /// How many frames of any kind are at `end`, but for neighbour discovery.
+    pub fn everything_at(&mut self, end: End) -> usize {
+        let mut count = 0;
+        while let Some(frame) = self.read(end) {
+            let packet = Packet::parse(&frame);
+            count += usize::from(packet.is_some_and(|it| it.protocol == 1));
+        }
+        count
+    }
+
+    /// Asks by ARP who the gateway is, as (`mac`, `address`); the answer, if there is one.
+    pub fn arp(&mut self, from: End, mac: [u8; 6], address: Ipv4Addr) -> Option<Vec<u8>> {
+        self.drain();
+        let mut frame = [[0xff; 6], mac].concat();
+        frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(mac);
+        frame.extend(address.octets());
+        frame.extend([0; 6]);
+        frame.extend([10, 0, 0, 1]);
+        self.send_frame(from, &frame);
+        // Answers to 10.0.0.1 itself come at once; those by proxy_arp after a while.
+        std::iter::from_fn(|| self.read(from)).find(|it| it[12..14] == [0x08, 0x06] && it[21] == 2)
+    }
+
+    /// Begins a TCP connection from the host; where its first packet arrives.
+    pub fn connect(&mut self, to: std::net::SocketAddr) -> Option<(End, Packet)> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+        self.drain();
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let kind = SocketType::STREAM;
+        let socket = socket_with(AddressFamily::INET, kind, flags, None).expect("socket");
+        let _ = connect(&socket, &to);
+        self.sockets.push(socket);
+        self.arrived().pop()
     }
 
     /// Sends a packet; says where it arrived and as what.

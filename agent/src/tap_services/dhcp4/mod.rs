@@ -12,7 +12,6 @@ use std::{
 use tokio::net::UdpSocket;
 
 use super::{Service, Tap, sockets};
-use crate::db::{self, DbResult};
 
 /// Largest message that is looked at. A client's is below 600 bytes.
 const MAX_MESSAGE: usize = 1500;
@@ -42,7 +41,7 @@ impl Service for Dhcp4 {
             let Some(request) = request::Request::read(&buffer[..length]) else {
                 continue;
             };
-            let domain = match domain(&tap).await {
+            let domain = match super::domain(&tap).await {
                 Ok(Some(domain)) => domain,
                 Ok(None) => continue,
                 Err(error) => {
@@ -60,14 +59,4 @@ impl Service for Dhcp4 {
             }
         }
     }
-}
-
-async fn domain(tap: &Tap) -> DbResult<Option<String>> {
-    let id = tap.config.interface_id.clone();
-    let network = tap
-        .shared
-        .db
-        .read(move |connection| db::tap_services::network(connection, &id))
-        .await?;
-    Ok(network.map(|network| network.dns_domain))
 }

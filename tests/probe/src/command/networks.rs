@@ -12,6 +12,7 @@ use super::{Arguments, Command, Failure, Json, Probe, parse_hex};
 use crate::cpu::clock;
 use crate::json::Hex;
 use crate::net::ping::{self, Ping};
+use crate::net::relay;
 use crate::net::services::Service;
 use crate::net::{Stack, dhcp, http, udp};
 
@@ -66,6 +67,11 @@ pub const COMMANDS: &[Command] = &[
         name: "receive_frame",
         keys: &["nic", "timeout", "ethertype", "count"],
         run: receive_frame,
+    },
+    Command {
+        name: "relay",
+        keys: &["nic", "control"],
+        run: run_relay,
     },
     Command {
         name: "count_frames",
@@ -379,4 +385,23 @@ fn receive_frame(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> R
     } else {
         Ok(())
     }
+}
+
+/// Goes on until the other end of the control card ends it. Nothing reaches the stack.
+fn run_relay(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result<(), Failure> {
+    let nics = [
+        arguments.number_or("nic", 0)? as usize,
+        arguments.number("control")? as usize,
+    ];
+    for nic in nics {
+        probe.nic(nic)?;
+    }
+    let both = probe.nics.get_disjoint_mut(nics);
+    let Ok([Some(lent), Some(control)]) = both else {
+        return Err("nic and control are two cards".into());
+    };
+    let carried = relay::run(&lent.card, &control.card)?;
+    json.number("frames_received", carried.received)
+        .number("frames_sent", carried.sent);
+    Ok(())
 }

@@ -165,6 +165,13 @@ impl Card {
         self.rings.borrow().receive.queue.has_used()
     }
 
+    /// Whether the device has sent all that it was given.
+    pub fn has_sent(&self) -> bool {
+        let mut rings = self.rings.borrow_mut();
+        rings.can_send();
+        rings.free.len() == usize::from(rings.transmit.queue.size)
+    }
+
     /// Whether a frame that comes shall interrupt.
     pub fn set_interrupts(&self, wanted: bool) {
         self.rings.borrow().receive.queue.set_interrupts(wanted);

@@ -7,6 +7,7 @@ pub mod card;
 pub mod dhcp;
 pub mod http;
 pub mod ping;
+pub mod relay;
 pub mod services;
 pub mod tcp;
 pub mod udp;

@@ -111,7 +111,7 @@ pub async fn measure(bench: &Bench) -> Result<Vec<Section>> {
             let ours = run(&mut ours, load).context("hearth-vmm")?;
             let qemu = run(&mut qemu, load).context("QEMU")?;
             rows.push(Row {
-                host: Some(*host),
+                bare: Some(*host),
                 ..Row::beside(load.name(), ours, qemu)
             });
         }

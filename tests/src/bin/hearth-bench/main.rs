@@ -11,6 +11,7 @@ mod many;
 mod memory;
 mod net;
 mod peers;
+mod security_groups;
 mod serial_file;
 mod snapshots;
 mod table;
@@ -41,6 +42,10 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("launch", |bench| Box::pin(launch::measure(bench))),
     ("disk", |bench| Box::pin(disk::measure(bench))),
     ("net", |bench| Box::pin(net::measure(bench))),
+    ("security-groups", |bench| {
+        Box::pin(security_groups::measure(bench))
+    }),
+    ("net-linux", |bench| Box::pin(net::linux::measure(bench))),
     ("snapshots", |bench| Box::pin(snapshots::measure(bench))),
     ("throttle", |bench| Box::pin(throttle::measure(bench))),
     ("many", |bench| Box::pin(many::measure(bench))),

@@ -6,7 +6,26 @@ use serde::Serialize;
 #[derive(Serialize)]
 pub struct Section {
     pub title: String,
+    pub columns: Columns,
     pub rows: Vec<Row>,
+}
+
+/// What the figures of a row are.
+#[derive(Serialize)]
+pub struct Columns {
+    pub ours: &'static str,
+    pub peer: &'static str,
+    pub bare: &'static str,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self {
+            ours: "ours",
+            peer: "QEMU",
+            bare: "host",
+        }
+    }
 }
 
 /// One figure.
@@ -14,12 +33,12 @@ pub struct Section {
 pub struct Row {
     /// What it is, with its unit.
     pub what: String,
-    pub ours: f64,
-    pub qemu: Option<f64>,
-    /// Ours divided by QEMU's.
+    pub ours: Option<f64>,
+    pub peer: Option<f64>,
+    /// Ours divided by the peer's.
     pub ratio: Option<f64>,
-    /// The same without any machine.
-    pub host: Option<f64>,
+    /// The same without what is measured, such as without any machine.
+    pub bare: Option<f64>,
 }
 
 impl Row {
@@ -27,18 +46,18 @@ impl Row {
     pub fn alone(what: impl Into<String>, ours: f64) -> Self {
         Self {
             what: what.into(),
-            ours,
-            qemu: None,
+            ours: Some(ours),
+            peer: None,
             ratio: None,
-            host: None,
+            bare: None,
         }
     }
 
-    /// A figure that QEMU has too.
-    pub fn beside(what: impl Into<String>, ours: f64, qemu: f64) -> Self {
+    /// A figure that the peer, mostly QEMU, has too.
+    pub fn beside(what: impl Into<String>, ours: f64, peer: f64) -> Self {
         Self {
-            qemu: Some(qemu),
-            ratio: Some(ours / qemu),
+            peer: Some(peer),
+            ratio: Some(ours / peer),
             ..Self::alone(what, ours)
         }
     }
@@ -48,28 +67,42 @@ impl Section {
     pub fn new(title: impl Into<String>, rows: Vec<Row>) -> Self {
         Self {
             title: title.into(),
+            columns: Columns::default(),
             rows,
         }
     }
 
+    /// Of other things than our machine and QEMU's.
+    pub fn of(title: impl Into<String>, columns: Columns, rows: Vec<Row>) -> Self {
+        Self {
+            columns,
+            ..Self::new(title, rows)
+        }
+    }
+
     pub fn print(&self) {
+        let Columns { ours, peer, bare } = self.columns;
         println!(
-            "\n{:<50}{:>12}{:>12}{:>8}{:>12}",
-            self.title, "ours", "QEMU", "ratio", "host"
+            "\n{:<50}{ours:>12}{peer:>12}{:>8}{bare:>12}",
+            self.title, "ratio"
         );
         let figure = |value: Option<f64>| match value {
-            Some(value) if value >= 1000.0 => format!("{value:.0}"),
+            Some(value) if value.abs() >= 1000.0 => format!("{value:.0}"),
             Some(value) => format!("{value:.1}"),
             None => "-".to_owned(),
         };
         for row in &self.rows {
-            let ratio = row.ratio.map_or("-".to_owned(), |r| format!("{r:.3}"));
+            let ratio = match row.ratio {
+                Some(ratio) if ratio >= 100.0 => format!("{ratio:.0}"),
+                Some(ratio) => format!("{ratio:.3}"),
+                None => "-".to_owned(),
+            };
             println!(
                 "  {:<48}{:>12}{:>12}{ratio:>8}{:>12}",
                 row.what,
-                figure(Some(row.ours)),
-                figure(row.qemu),
-                figure(row.host)
+                figure(row.ours),
+                figure(row.peer),
+                figure(row.bare)
             );
         }
     }

@@ -174,6 +174,8 @@ impl<'m> Service<'m> {
                         Direction::Busy
                     }
                 };
+                // Who is asked often answers at once.
+                wake(&mut self.receiving, Direction::WaitsForTap);
             }
             if self.receiving == Direction::Busy {
                 self.receiving = self.receive()?;

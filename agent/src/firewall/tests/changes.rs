@@ -1,0 +1,164 @@
+//! Changes while packets pass, many at once, and under somebody else's hands.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    packet::Packet,
+    world::{End, OUTSIDE4, World, closed, in_namespace, interface, nft, policy, sg},
+};
+use crate::{
+    firewall::{
+        Connections, Firewall,
+        engine::Request,
+        policy::{Change, Direction, Group, Match, Peer, Rule},
+        watch,
+    },
+    shutdown,
+};
+
+fn open(group: &mut Group, port: u16, peer: Peer) {
+    let rule = Rule {
+        direction: Direction::Ingress,
+        matches: Match::Ports {
+            protocol: 6,
+            first: port,
+            last: port,
+        },
+        peer,
+    };
+    group.rules.insert(format!("sgr-{port}"), rule);
+}
+
+fn everybody() -> Peer {
+    Peer::Block("0.0.0.0/0".parse().expect("block"))
+}
+
+#[test]
+fn a_change_is_all_there_or_not_at_all_for_every_packet() {
+    in_namespace(|| {
+        let mut policy = policy(3);
+        let mut group = closed(0);
+        open(&mut group, 80, everybody());
+        policy.groups.insert(sg(0), group.clone());
+        let mut world = World::new(policy);
+        let mut engine = std::mem::take(&mut world.engine);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        // Port 80 is open in each of these; their chains and sets are others.
+        let changing = std::thread::spawn(move || {
+            let mut changes = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let mut more = group.clone();
+                open(&mut more, 81, Peer::Group(sg(0)));
+                open(&mut more, 79, everybody());
+                let mut other = closed(0);
+                open(
+                    &mut other,
+                    80,
+                    Peer::Block("198.51.100.0/24".parse().expect("block")),
+                );
+                other
+                    .rules
+                    .insert("sgr-more".to_owned(), more.rules["sgr-80"].clone());
+                for group in [more, other, group.clone()] {
+                    let request = Request {
+                        changes: vec![Change::PutGroup(sg(0), group)],
+                        cut: true,
+                    };
+                    for result in engine.apply(&[request]).expect("applied").counts {
+                        assert_eq!(result.expect("looked"), 0, "nothing to cut");
+                    }
+                    changes += 1;
+                }
+            }
+            changes
+        });
+        for port in 10000..14000 {
+            let packet = |to| Packet::tcp((OUTSIDE4, port), (interface(0).ipv4.into(), to), 2);
+            let seen = world.pass(End::Outside, &packet(80));
+            assert!(matches!(seen, Some((End::Guest(0), _))), "{port}: {seen:?}");
+            assert_eq!(world.pass(End::Outside, &packet(22)), None);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let changes = changing.join().expect("changed");
+        println!("{changes} changes under 8000 packets");
+        assert!(changes > 3);
+    });
+}
+
+fn in_runtime(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(test);
+}
+
+#[test]
+fn changes_at_once_are_all_made_and_one_that_cannot_be_does_not_stop_the_others() {
+    in_namespace(|| {
+        in_runtime(async {
+            let firewall = Firewall::default();
+            firewall.load(policy(2)).await.expect("loaded");
+            let mut tasks = Vec::new();
+            for number in 0..40usize {
+                let firewall = firewall.clone();
+                tasks.push(tokio::spawn(async move {
+                    let mut group = closed(0);
+                    open(&mut group, 80, everybody());
+                    let mut put = vec![Change::PutGroup(sg(number + 10), group)];
+                    if number == 7 {
+                        // A name that the kernel has no room for.
+                        put.push(Change::PutPrefixList("pl-".repeat(100), Default::default()));
+                    }
+                    (number, firewall.apply(put, Connections::Cut).await)
+                }));
+            }
+            for task in tasks {
+                let (number, result) = task.await.expect("done");
+                assert_eq!(result.is_ok(), number != 7, "{number}: {result:?}");
+            }
+            let policy = firewall.policy().await;
+            assert_eq!(policy.groups.len(), 2 + 39);
+            assert!(policy.prefix_lists.is_empty());
+            assert_eq!(firewall.reconcile().await.expect("read"), None);
+        });
+    });
+}
+
+#[test]
+fn what_somebody_changes_is_repaired_at_once_and_told() {
+    in_namespace(|| {
+        in_runtime(async {
+            let firewall = Firewall::default();
+            firewall.load(policy(2)).await.expect("loaded");
+            let (trigger, shutdown) = shutdown::channel();
+            let (repairs, mut repaired) = tokio::sync::mpsc::unbounded_channel();
+            let keeping = tokio::spawn(watch::keep(firewall.clone(), shutdown, repairs));
+            for what in [
+                "flush chain inet hearth entering",
+                "delete table inet hearth",
+                "add chain arp hearth mine",
+            ] {
+                nft(what);
+                let repair = repaired.recv().await.expect(what);
+                assert!(repair.differences > 0);
+            }
+            // Our own changes are not somebody's.
+            let mut group = closed(0);
+            open(&mut group, 80, everybody());
+            let change = Change::PutGroup(sg(0), group);
+            firewall
+                .apply(vec![change], Connections::Cut)
+                .await
+                .expect("applied");
+            assert_eq!(firewall.reconcile().await.expect("read"), None);
+            trigger.fire();
+            keeping.await.expect("ended");
+            assert!(repaired.recv().await.is_none());
+        });
+    });
+}

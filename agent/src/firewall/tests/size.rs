@@ -1,0 +1,204 @@
+//! What a change costs, with few and with many rules. Prints figures:
+//! `cargo test --release --workspace --lib firewall::tests::size -- --ignored --nocapture`.
+
+use std::{
+    fmt::Write as _,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    packet::Packet,
+    world::{self, End, OUTSIDE4, World, eni, in_namespace, interface, nft, policy, sg},
+};
+use crate::firewall::{
+    engine::{Engine, Request},
+    policy::{Change, Direction, Group, Match, Peer, Policy, Rule},
+};
+
+/// `groups` groups of 60 rules, `interfaces` interfaces in 5 of them each.
+fn large(groups: usize, interfaces: usize) -> Policy {
+    let mut policy = policy(0);
+    let id = interface(0).network;
+    policy.networks.remove(&interface(1).network);
+    policy.groups.remove(&sg(1));
+    for number in 0..groups {
+        let mut group = Group {
+            network: id.clone(),
+            ..Group::default()
+        };
+        for rule in 0..60u16 {
+            let block = Ipv4Addr::new(172, 16, u8::try_from(rule).expect("few"), 0);
+            group.rules.insert(
+                format!("sgr-{number:08x}{rule:09x}"),
+                Rule {
+                    direction: if rule < 50 {
+                        Direction::Ingress
+                    } else {
+                        Direction::Egress
+                    },
+                    matches: Match::Ports {
+                        protocol: 6,
+                        first: 1000 + rule * 10,
+                        last: 1005 + rule * 10,
+                    },
+                    peer: Peer::Block(ipnet::Ipv4Net::new_assert(block, 24).into()),
+                },
+            );
+        }
+        policy.groups.insert(sg(number), group);
+    }
+    for number in 0..interfaces {
+        let mut it = interface(0);
+        let [high, low] = u16::try_from(number + 4).expect("few").to_be_bytes();
+        it.tap = world::tap_name(number * 2);
+        it.mac = [2, 0, 0, 0, high, low];
+        it.ipv4 = Ipv4Addr::new(10, 0, high, low);
+        it.ipv6 = Some(std::net::Ipv6Addr::from(
+            0xfd00_0010_u128 << 96 | u128::from(u16::from_be_bytes([high, low])),
+        ));
+        it.groups = (0..5).map(|it| sg((number * 2 + it) % groups)).collect();
+        policy.interfaces.insert(eni(number * 2), it);
+    }
+    policy
+}
+
+fn put(group: &mut Group, id: String, port: Option<u16>) -> Request {
+    match port {
+        Some(port) => {
+            group.rules.insert(
+                id,
+                Rule {
+                    direction: Direction::Ingress,
+                    matches: Match::Ports {
+                        protocol: 6,
+                        first: port,
+                        last: port,
+                    },
+                    peer: Peer::Block("198.51.100.0/24".parse().expect("block")),
+                },
+            );
+        }
+        None => drop(group.rules.remove(&id)),
+    }
+    Request {
+        changes: vec![Change::PutGroup(sg(0), group.clone())],
+        cut: true,
+    }
+}
+
+fn median(mut all: Vec<Duration>) -> Duration {
+    all.sort();
+    all[all.len() / 2]
+}
+
+fn measure(groups: usize, interfaces: usize) {
+    let policy = large(groups, interfaces);
+    println!("{groups} groups of 60 rules, {interfaces} interfaces");
+    let took = |what: &str, since: Instant| println!("  {what}: {:?}", since.elapsed());
+    let mut engine = Engine::default();
+    let start = Instant::now();
+    engine.load(policy.clone()).expect("loaded");
+    took("first load", start);
+    let start = Instant::now();
+    let mut again = Engine::default();
+    assert_eq!(again.load(policy.clone()).expect("loaded"), None);
+    took("load with the rules in place", start);
+    drop(again);
+    let mut group = policy.groups[&sg(0)].clone();
+    let (mut adds, mut removes) = (Vec::new(), Vec::new());
+    for round in 0..30u16 {
+        let id = format!("sgr-measured-{round}");
+        let request = put(&mut group, id.clone(), Some(5000 + round));
+        let start = Instant::now();
+        engine.apply(&[request]).expect("applied");
+        adds.push(start.elapsed());
+        let request = put(&mut group, id, None);
+        let start = Instant::now();
+        engine.apply(&[request]).expect("applied");
+        removes.push(start.elapsed());
+    }
+    println!("  a rule more: median {:?}", median(adds));
+    println!(
+        "  a rule less, looking for connections to cut: median {:?}",
+        median(removes)
+    );
+    let mut moves = Vec::new();
+    for round in 0..30 {
+        let id = eni(0);
+        let mut it = engine.policy().interfaces[&id].clone();
+        it.groups = [sg(round % groups), sg((round + 1) % groups)].into();
+        let request = Request {
+            changes: vec![Change::PutInterface(id, it)],
+            cut: true,
+        };
+        let start = Instant::now();
+        engine.apply(&[request]).expect("applied");
+        moves.push(start.elapsed());
+    }
+    println!("  an interface in other groups: median {:?}", median(moves));
+    let start = Instant::now();
+    assert_eq!(engine.reconcile().expect("read"), None);
+    took("reconcile when nobody touched anything", start);
+    nft("table inet theirs { }");
+    let start = Instant::now();
+    assert_eq!(engine.reconcile().expect("read"), None);
+    took("reconcile that reads everything", start);
+    let mut text = String::new();
+    let set = format!("{}-in4-ports", sg(0));
+    writeln!(
+        text,
+        "add element inet hearth {set} {{ 203.0.113.0/24 . tcp . 7 }}"
+    )
+    .expect("text");
+    let start = Instant::now();
+    nft(&text);
+    took("one element by the nft program", start);
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn cost_of_changes() {
+    in_namespace(|| measure(1, 1));
+    in_namespace(|| measure(1000, 500));
+}
+
+fn packets(groups: usize, interfaces: usize) {
+    let mut policy = large(groups, interfaces);
+    let mut group = policy.groups[&sg(0)].clone();
+    put(&mut group, "sgr-open".to_owned(), Some(80));
+    policy.groups.insert(sg(0), group);
+    let mut it = interface(0);
+    it.groups = policy.interfaces[&eni(0)].groups.clone();
+    policy.interfaces.insert(eni(0), it);
+    let all = policy.clone();
+    policy.interfaces.retain(|id, _| *id == eni(0));
+    let mut world = World::new(policy);
+    world.engine.load(all).expect("loaded");
+    let (mut opens, mut follows) = (Vec::new(), Vec::new());
+    for round in 0..2000u16 {
+        let packet = Packet::tcp((OUTSIDE4, 10000 + round), (interface(0).ipv4.into(), 80), 2);
+        let start = Instant::now();
+        world.send(End::Outside, &packet);
+        opens.push(start.elapsed());
+        let start = Instant::now();
+        world.send(End::Outside, &packet);
+        follows.push(start.elapsed());
+        if round % 100 == 0 {
+            assert_eq!(world.arrived().len(), if round == 0 { 2 } else { 200 });
+        }
+    }
+    println!(
+        "{groups} groups, {interfaces} interfaces: a packet into the host and out of it, median: \
+         {:?} that opens a connection, {:?} that follows",
+        median(opens),
+        median(follows)
+    );
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn cost_of_packets() {
+    in_namespace(|| packets(1, 1));
+    in_namespace(|| packets(1000, 500));
+}
