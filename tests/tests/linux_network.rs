@@ -1,12 +1,11 @@
 //! Linux in a network: its address, name, keys and user data from the services of its interface,
-//! as stock programs take them.
+//! as stock programs take them, and its owner's way in.
 
-use anyhow::{Result, ensure};
-use hearth_proto::v1::{ImportKeyPairRequest, RunInstancesRequest, Tag};
-use hearth_tests::{Hearth, needs_kvm, needs_network, networks::in_network};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-const PUBLIC_KEY: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJTFkrkdL4tPGBhZs3W0M9IcmoAWKwn4PCjdrDZ4NgMN me@home";
+use anyhow::{Context, Result, ensure};
+use hearth_proto::v1::{CreateKeyPairRequest, RunInstancesRequest, Tag};
+use hearth_tests::{Hearth, needs_kvm, needs_network, networks::in_network, programs};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Result<()> {
@@ -19,12 +18,15 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
             request.mtu = 1400;
         })
         .await?;
-    let request = ImportKeyPairRequest {
+    let request = CreateKeyPairRequest {
         key_name: "laptop".to_owned(),
-        public_key: PUBLIC_KEY.to_owned(),
         ..Default::default()
     };
-    hearth.keys().import_key_pair(request).await?;
+    let made = hearth.keys().create_key_pair(request).await?.into_inner();
+    let public_key = made.key_pair.context("no key pair")?.public_key;
+    let key_file = hearth.scratch()?.join("laptop");
+    fs::write(&key_file, made.private_key)?;
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600))?;
     let image = hearth.base_image().await?;
     let in_network = in_network(&network);
     let launch = |request: &mut RunInstancesRequest| {
@@ -49,7 +51,7 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
     let host_name = format!("ip-{}.hearth.internal", address.replace('.', "-"));
     assert_eq!(console.shell("cat /root/from-user-data").await?, host_name);
     let keys = console.shell("cat /root/.ssh/authorized_keys").await?;
-    assert_eq!(keys, PUBLIC_KEY);
+    assert_eq!(keys, public_key);
     let shown = console
         .shell("ip -o addr show dev eth0; ip -o link show eth0")
         .await?;
@@ -70,5 +72,19 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
     // By its name, as any instance of the network finds it.
     let found = console.shell("nslookup web.hearth.internal").await?;
     ensure!(found.contains(address.as_str()), "{found}");
+
+    // No rule lets anybody in; the agent does, for who has the key.
+    let known_hosts = hearth.scratch()?.join("known_hosts");
+    let said = programs::output_of(
+        Command::new(programs::built("hearth")?)
+            .env("HEARTH_SOCKET", hearth.socket())
+            .args(["ssh", "Web", "--ssh-option", "BatchMode=yes"])
+            .arg("--ssh-option")
+            .arg(format!("UserKnownHostsFile={}", known_hosts.display()))
+            .arg("--identity")
+            .arg(&key_file)
+            .args(["--", "hostname; id -un"]),
+    )?;
+    assert_eq!(said, format!("{host_name}\nroot\n"));
     hearth.finish().await
 }

@@ -100,7 +100,11 @@ fn rule(group: usize, number: usize) -> Rule {
             "198.18.0.0/15".to_owned(),
         ),
         _ => {
-            let protocol = if number.is_multiple_of(3) { "udp" } else { "tcp" };
+            let protocol = if number.is_multiple_of(3) {
+                "udp"
+            } else {
+                "tcp"
+            };
             let ports = Some((first, first + (number % 2) as u16 * 5));
             let block_of = format!("198.18.{}.0/24", (3 * group + number) % 256);
             block(protocol, ports, block_of)
