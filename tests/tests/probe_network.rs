@@ -160,6 +160,32 @@ async fn a_guest_pings_and_sends_datagrams_both_ways() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_counts_the_frames_that_come() -> Result<()> {
+    needs_kvm!();
+    needs_network!();
+    let hearth = hearth_with_tap().await?;
+    let netns = hearth.netns()?;
+    let mut probe = hearth.probe(on("tap0")).await?;
+    let mac = &probe.guest.describe().await?.tap_interfaces[0].mac_address;
+    // Counted frames don't reach the guest's stack, which would answer ARP.
+    netns.ip(&format!(
+        "neigh replace {GUEST} lladdr {mac} nud permanent dev tap0"
+    ))?;
+    let host = udp(netns, "10.9.0.1:0")?;
+    probe.send("count_frames count=20 timeout=60").await?;
+    let counted = answer_while(&mut probe, || {
+        let _ = host.send_to(&[0; 100], (GUEST, 9));
+    })
+    .await?;
+    ensure!(
+        counted["ok"] == true && counted["frames"] == 20,
+        "{counted}"
+    );
+    ensure!(counted["bytes"].as_u64() >= Some(20 * 60), "{counted}");
+    hearth.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tcp_carries_bytes_unchanged_both_ways() -> Result<()> {
     needs_kvm!();
     needs_network!();
