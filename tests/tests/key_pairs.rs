@@ -68,7 +68,10 @@ async fn a_key_pair_is_made_once_listed_and_deleted() -> Result<()> {
     assert_eq!(reason(refused)?, "InvalidKey.Format");
 
     assert_eq!(described(&hearth, &[]).await?.len(), 2);
-    assert_eq!(described(&hearth, &["two"]).await?, [imported.clone()]);
+    assert_eq!(
+        described(&hearth, &["two"]).await?,
+        std::slice::from_ref(&imported)
+    );
     let missing = described(&hearth, &["nobody"]).await.err();
     assert_eq!(reason(missing)?, "InvalidKeyPair.NotFound");
     let request = DescribeKeyPairsRequest {
@@ -84,7 +87,7 @@ async fn a_key_pair_is_made_once_listed_and_deleted() -> Result<()> {
         .await?
         .into_inner()
         .key_pairs;
-    assert_eq!(found, [key.clone()]);
+    assert_eq!(found, std::slice::from_ref(&key));
 
     let by_id = DeleteKeyPairRequest {
         key_pair_id: key.key_pair_id.clone(),

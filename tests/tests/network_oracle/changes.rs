@@ -72,7 +72,7 @@ pub async fn new_group(
     network_id: &str,
 ) -> Result<String> {
     let request = CreateSecurityGroupRequest {
-        name: format!("group-{}", random.next()),
+        name: format!("group-{}", random.any()),
         description: "random".to_owned(),
         network_id: network_id.to_owned(),
         ..Default::default()
@@ -112,7 +112,7 @@ pub async fn new_list(
 ) -> Result<()> {
     let blocks: BTreeSet<String> = (0..2).map(|_| rules::cidr(random, model, ipv6)).collect();
     let request = CreatePrefixListRequest {
-        name: format!("list-{}", random.next()),
+        name: format!("list-{}", random.any()),
         address_family: if ipv6 { "IPv6" } else { "IPv4" }.to_owned(),
         max_entries: u32::try_from(LIST_ENTRIES_MOST)?,
         entries: blocks.iter().cloned().map(entry).collect(),

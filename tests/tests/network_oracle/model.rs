@@ -131,10 +131,10 @@ impl Model {
         let to = self.holder(packet.destination)?;
         match (from, to) {
             (End::Guest(_), End::Host) => return None,
-            (End::Guest(one), End::Guest(other)) => {
-                if self.guests[one].network != self.guests[other].network {
-                    return None;
-                }
+            (End::Guest(one), End::Guest(other))
+                if self.guests[one].network != self.guests[other].network =>
+            {
+                return None;
             }
             // Nobody outside has an address of ours.
             (End::Outside, _) if self.in_networks(packet.source) => return None,

@@ -88,7 +88,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make instances from an image and start them (short for `instance run`).
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Micro-VMs.
     #[command(subcommand, visible_alias = "instances")]
     Instance(instance::InstanceCommand),
@@ -154,7 +154,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let output = cli.output;
     let connect = || Client::connect(&cli.socket, &cli.account);
     match cli.command {
-        Command::Run(args) => run::run(&mut connect().await?, output, args).await,
+        Command::Run(args) => run::run(&mut connect().await?, output, *args).await,
         Command::Instance(command) => {
             instance::dispatch(&mut connect().await?, output, command).await
         }

@@ -86,10 +86,8 @@ impl Request {
                 CLIENT_ID => request.client = Some(duid(data)?),
                 SERVER_ID => request.server = Some(duid(data)?),
                 RAPID_COMMIT => request.rapid_commit = true,
-                IA_NA | IA_TA | IA_PD => {
-                    if request.associations.len() < MAX_ASSOCIATIONS {
-                        request.associations.push(association(code, data)?);
-                    }
+                IA_NA | IA_TA | IA_PD if request.associations.len() < MAX_ASSOCIATIONS => {
+                    request.associations.push(association(code, data)?);
                 }
                 _ => {}
             }
