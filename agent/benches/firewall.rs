@@ -9,7 +9,7 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hearth_agent::firewall::{
-    compile::{Layers, Parts, affected},
+    compile::{Parts, affected},
     explain::{Packet, Transport, explain, ingress},
     policy::{Change, Direction, Group, Interface, Match, Network, Peer, Policy, Rule},
     table::{Family, diff},
@@ -147,9 +147,9 @@ fn compiling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10);
     group.bench_function("the full policy", |bencher| {
-        bencher.iter(|| Parts::of(black_box(&before), &Layers::default()));
+        bencher.iter(|| Parts::of(black_box(&before), &BTreeMap::new()));
     });
-    let parts = Parts::of(&before, &Layers::default());
+    let parts = Parts::of(&before, &BTreeMap::new());
     group.bench_function("its tables, put together", |bencher| {
         bencher.iter(|| parts.tables())
     });

@@ -1,15 +1,23 @@
 //! The firewall itself, without anything asynchronous: the policy in force, what it compiles to,
 //! and the kernel. One change at a time.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rustix::io::Errno;
 
 use super::{
     Counter, Dropped, FirewallError, Repair,
-    compile::{self, Layers, Parts},
+    compile::{self, Parts},
     conntrack::{self, Scope},
-    netlink::{NetlinkError, Socket, batch::Batch, read},
+    netlink::{
+        NetlinkError, Socket,
+        batch::Batch,
+        compare::{Found, compare},
+        read,
+    },
     policy::{Change, Policy},
     table::{Command, Family, Table, Tables, diff},
 };
@@ -221,28 +229,28 @@ impl Engine {
     /// Makes the kernel's tables what is wanted, whatever they are. With `load`, what is wanted is
     /// compiled from the policy, and elements stay where they are found.
     fn synchronise(&mut self, load: bool) -> Result<Option<Repair>, NetlinkError> {
-        let policy = self.policy.clone();
+        let read = self.socket().and_then(|socket| {
+            let generation = read::generation(socket)?;
+            let inet = read::table(socket, Family::Inet)?;
+            Ok((generation, [inet, read::table(socket, Family::Arp)?]))
+        });
         if load {
-            self.parts = Parts::of(&policy, &Layers::default());
+            let places = match &read {
+                Ok((_, [Some(inet), _])) => compile::places_found(&self.policy, &inet.elements),
+                _ => BTreeMap::new(),
+            };
+            self.parts = Parts::of(&self.policy, &places);
         }
-        self.socket()?;
+        let (generation, raw) = read?;
+        let wanted = self.parts.tables();
+        let [inet, arp] = raw;
+        let found = [
+            inet.map(|raw| compare(raw, &wanted.inet)),
+            arp.map(|raw| compare(raw, &wanted.arp)),
+        ];
         let Some(socket) = self.socket.as_mut() else {
             return Err(NetlinkError::Missing);
         };
-        let mut generation = read::generation(socket)?;
-        let mut wanted = self.parts.tables();
-        let mut found = read_all(socket, &wanted)?;
-        if load && let Some(inet) = &found[0] {
-            let mut layers = compile::layers_found(&inet.table);
-            layers.extend(compile::layers_found(&inet.strangers));
-            let parts = Parts::of(&policy, &layers);
-            if parts != self.parts {
-                self.parts = parts;
-                wanted = self.parts.tables();
-                generation = read::generation(socket)?;
-                found = read_all(socket, &wanted)?;
-            }
-        }
         if wanted == Tables::default() && found.iter().all(Option::is_none) {
             self.generation = Some(generation);
             return Ok(None);
@@ -279,13 +287,13 @@ impl Engine {
     pub fn counters(
         &mut self,
         groups: &BTreeSet<String>,
-    ) -> Result<std::collections::BTreeMap<String, Counter>, FirewallError> {
+    ) -> Result<BTreeMap<String, Counter>, FirewallError> {
         let mut sets = Vec::new();
         let all = self.policy.groups.keys();
         for group in all.filter(|it| groups.is_empty() || groups.contains(*it)) {
             sets.extend(self.parts.counting_sets(group).map(str::to_owned));
         }
-        let mut counters = std::collections::BTreeMap::<String, Counter>::new();
+        let mut counters = BTreeMap::<String, Counter>::new();
         for set in sets {
             self.read_counters(&set, |rule, counter| {
                 let sum = counters.entry(rule.to_owned()).or_default();
@@ -297,10 +305,8 @@ impl Engine {
     }
 
     /// See [`super::Firewall::dropped`].
-    pub fn dropped(
-        &mut self,
-    ) -> Result<std::collections::BTreeMap<String, Dropped>, FirewallError> {
-        let mut dropped = std::collections::BTreeMap::<String, Dropped>::new();
+    pub fn dropped(&mut self) -> Result<BTreeMap<String, Dropped>, FirewallError> {
+        let mut dropped = BTreeMap::<String, Dropped>::new();
         if self.policy.networks.is_empty() {
             return Ok(dropped);
         }
@@ -337,20 +343,10 @@ impl Engine {
     }
 }
 
-fn read_all(
-    socket: &mut Socket,
-    wanted: &Tables,
-) -> Result<[Option<read::Found>; 2], NetlinkError> {
-    Ok([
-        read::table(socket, Family::Inet, &wanted.inet)?,
-        read::table(socket, Family::Arp, &wanted.arp)?,
-    ])
-}
-
 fn repair_table(
     batch: &mut Batch,
     family: Family,
-    found: Option<&read::Found>,
+    found: Option<&Found>,
     wanted: &Table,
     repair: &mut Repair,
 ) {

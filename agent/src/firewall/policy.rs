@@ -86,14 +86,14 @@ pub enum Match {
     Protocol(u8),
     /// TCP (6) or UDP (17) with destination ports from `first` to `last`.
     Ports { protocol: u8, first: u16, last: u16 },
-    /// ICMP, in IPv4 packets only; without a type or code: all of them.
+    /// ICMP, in IPv4 packets only; without a type all of them, without a code all of the type.
     Icmp { kind: Option<u8>, code: Option<u8> },
     /// ICMPv6, in IPv6 packets only.
     Icmpv6 { kind: Option<u8>, code: Option<u8> },
 }
 
 /// The other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
     Block(IpNet),
     /// The addresses of its members.

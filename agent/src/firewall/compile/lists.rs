@@ -1,4 +1,4 @@
-//! Sets of addresses: networks, members of groups, prefix lists.
+//! Sets of addresses: networks, members of groups, prefix lists. And the names of a group's sets.
 
 use std::net::IpAddr;
 
@@ -11,9 +11,46 @@ use crate::firewall::{
 
 use super::Part;
 
-/// The set of the addresses of a group's members, or of a prefix list's blocks.
-pub fn addresses(id: &str, ipv6: bool) -> String {
-    format!("{id}-addresses{}", if ipv6 { 6 } else { 4 })
+/// The set of the addresses of the members of all groups that rules name.
+pub fn members_set(ipv6: bool) -> &'static str {
+    if ipv6 { "members6" } else { "members4" }
+}
+
+/// A group as a field of a key: the number in its id.
+pub fn number(group: &str) -> Option<[u8; 16]> {
+    let digits = group.strip_prefix("sg-")?;
+    let number = u128::from_str_radix(digits, 16).ok()?;
+    Some(number.to_be_bytes())
+}
+
+/// The set of a prefix list's blocks.
+pub fn blocks(list: &str, ipv6: bool) -> String {
+    format!("{list}-blocks{}", if ipv6 { 6 } else { 4 })
+}
+
+/// The set of a group's rules; the layer is counted from 0.
+pub fn rules(group: &str, ipv6: bool, layer: usize) -> String {
+    let family = if ipv6 { 6 } else { 4 };
+    match layer {
+        0 => format!("{group}-rules{family}"),
+        _ => format!("{group}-rules{family}-{}", layer + 1),
+    }
+}
+
+/// Group, family and layer of a set that is named by [`rules`].
+pub fn split_layer(set: &str) -> Option<(&str, bool, usize)> {
+    let (group, rest) = set.split_once("-rules")?;
+    let (family, layer) = rest.split_at_checked(1)?;
+    let layer = match layer.strip_prefix('-') {
+        None if layer.is_empty() => 0,
+        None => return None,
+        Some(number) => number.parse::<usize>().ok()?.checked_sub(1)?,
+    };
+    match family {
+        "4" => Some((group, false, layer)),
+        "6" => Some((group, true, layer)),
+        _ => None,
+    }
 }
 
 pub fn network(policy: &Policy, id: &str, table: &mut Table) {
@@ -36,13 +73,13 @@ pub fn network(policy: &Policy, id: &str, table: &mut Table) {
 
 pub fn members(policy: &Policy, group: &str) -> Part {
     let mut part = Part::default();
+    let Some(number) = number(group) else {
+        return part;
+    };
     if policy.networks.is_empty() {
         return part;
     }
     let table = &mut part.tables.inet;
-    for ipv6 in [false, true] {
-        table.set(&addresses(group, ipv6), set(ipv6, Lookup::Exact));
-    }
     for (id, interface) in &policy.interfaces {
         if !interface.groups.contains(group) {
             continue;
@@ -50,9 +87,10 @@ pub fn members(policy: &Policy, group: &str) -> Part {
         let mut all = vec![IpAddr::V4(interface.ipv4)];
         all.extend(interface.ipv6.map(IpAddr::V6));
         for address in all {
+            let key = key().bytes(&number).address(address).build();
             table.element(
-                &addresses(group, address.is_ipv6()),
-                ElementKey::exact(key().address(address).build()),
+                members_set(address.is_ipv6()),
+                ElementKey::exact(key),
                 Element::commented(id),
             );
         }
@@ -61,25 +99,23 @@ pub fn members(policy: &Policy, group: &str) -> Part {
 }
 
 pub fn prefix_list(policy: &Policy, id: &str, table: &mut Table) {
-    let Some(blocks) = policy.prefix_lists.get(id) else {
+    let Some(blocks_of) = policy.prefix_lists.get(id) else {
         return;
     };
-    let blocks: Vec<IpNet> = blocks.iter().copied().collect();
+    let all: Vec<IpNet> = blocks_of.iter().copied().collect();
     for ipv6 in [false, true] {
-        table.set(&addresses(id, ipv6), set(ipv6, Lookup::Ranges));
+        let key = vec![if ipv6 { Field::Ipv6 } else { Field::Ipv4 }];
+        let set = Set {
+            key,
+            lookup: Lookup::Ranges,
+            data: SetData::Nothing,
+            counters: false,
+        };
+        table.set(&blocks(id, ipv6), set);
     }
     // Those that lie in others or beside them are made one: ranges do not overlap.
-    for block in IpNet::aggregate(&blocks) {
-        range(table, &addresses(id, block.addr().is_ipv6()), &block, "");
-    }
-}
-
-fn set(ipv6: bool, lookup: Lookup) -> Set {
-    Set {
-        key: vec![if ipv6 { Field::Ipv6 } else { Field::Ipv4 }],
-        lookup,
-        data: SetData::Nothing,
-        counters: false,
+    for block in IpNet::aggregate(&all) {
+        range(table, &blocks(id, block.addr().is_ipv6()), &block, "");
     }
 }
 

@@ -10,12 +10,12 @@ mod affected;
 mod base;
 mod group;
 mod interface;
-mod layers;
 mod lists;
+mod places;
 mod translation;
 
 pub use affected::affected;
-pub use layers::{Layers, found as layers_found};
+pub use places::{Places, found as places_found};
 
 use super::{policy::Policy, table::Tables};
 
@@ -41,7 +41,7 @@ pub struct Part {
     /// Groups whose members its rules name.
     pub references: BTreeSet<String>,
     /// Where the elements of its rules are.
-    pub layers: Layers,
+    pub places: Places,
 }
 
 /// The parts of a policy's tables.
@@ -61,8 +61,8 @@ pub struct Step {
 pub struct Replaced(BTreeMap<Unit, Option<Part>>);
 
 impl Parts {
-    /// All of a policy. `layers` says where elements are already.
-    pub fn of(policy: &Policy, layers: &Layers) -> Self {
+    /// All of a policy. `places` says where the elements of groups are already.
+    pub fn of(policy: &Policy, places: &BTreeMap<String, Places>) -> Self {
         let mut units: Vec<Unit> = vec![Unit::Base];
         units.extend(policy.networks.keys().cloned().map(Unit::Network));
         units.extend(policy.interfaces.keys().cloned().map(Unit::Interface));
@@ -70,9 +70,14 @@ impl Parts {
         units.extend(policy.prefix_lists.keys().cloned().map(Unit::PrefixList));
         units.extend(policy.addresses.keys().copied().map(Unit::Address));
         units.extend(policy.forwards.keys().cloned().map(Unit::Forward));
+        let nothing = Places::default();
         let mut parts = BTreeMap::new();
         for unit in units {
-            let part = compile(policy, &unit, layers);
+            let places = match &unit {
+                Unit::Group(id) => places.get(id),
+                _ => None,
+            };
+            let part = compile(policy, &unit, places.unwrap_or(&nothing));
             parts.insert(unit, part);
         }
         let references: BTreeSet<String> = parts
@@ -98,12 +103,12 @@ impl Parts {
 
     /// Where elements are.
     #[cfg(test)]
-    pub fn layers(&self) -> Layers {
-        let mut layers = Layers::default();
-        for part in self.0.values() {
-            layers.extend(part.layers.clone());
-        }
-        layers
+    pub fn places(&self) -> BTreeMap<String, Places> {
+        let all = self.0.iter().filter_map(|(unit, part)| match unit {
+            Unit::Group(id) => Some((id.clone(), part.places.clone())),
+            _ => None,
+        });
+        all.collect()
     }
 
     /// From these parts to those of `policy`, when `units` are affected.
@@ -115,9 +120,9 @@ impl Parts {
                 members.insert(group.clone());
                 continue;
             }
-            let nothing = Layers::default();
+            let nothing = Places::default();
             let old = self.0.get(unit);
-            let part = compile(policy, unit, old.map_or(&nothing, |it| &it.layers));
+            let part = compile(policy, unit, old.map_or(&nothing, |it| &it.places));
             let before = old.map(|it| &it.references);
             members.extend(before.into_iter().flatten().cloned());
             members.extend(part.references.iter().cloned());
@@ -179,7 +184,7 @@ impl Parts {
     }
 }
 
-fn compile(policy: &Policy, unit: &Unit, layers: &Layers) -> Part {
+fn compile(policy: &Policy, unit: &Unit, places: &Places) -> Part {
     // Without networks there is nothing at all.
     if policy.networks.is_empty() {
         return Part::default();
@@ -189,7 +194,7 @@ fn compile(policy: &Policy, unit: &Unit, layers: &Layers) -> Part {
         Unit::Base => part.tables = base::tables(),
         Unit::Network(id) => lists::network(policy, id, &mut part.tables.inet),
         Unit::Interface(id) => interface::compile(policy, id, &mut part.tables),
-        Unit::Group(id) => group::compile(policy, id, layers, &mut part),
+        Unit::Group(id) => group::compile(policy, id, places, &mut part),
         Unit::Members(id) => return lists::members(policy, id),
         Unit::PrefixList(id) => lists::prefix_list(policy, id, &mut part.tables.inet),
         Unit::Address(address) => {

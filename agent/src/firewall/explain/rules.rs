@@ -97,7 +97,7 @@ fn admits(
 fn matches_packet(matches: &Match, peer: IpAddr, protocol: u8, transport: Transport) -> bool {
     let icmp = |want_kind: Option<u8>, want_code: Option<u8>| match transport {
         Transport::Icmp { kind, code } => {
-            want_kind.is_none_or(|it| it == kind) && want_code.is_none_or(|it| it == code)
+            want_kind.is_none_or(|it| it == kind && want_code.is_none_or(|it| it == code))
         }
         _ => false,
     };

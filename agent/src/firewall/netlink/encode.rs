@@ -11,12 +11,14 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
+pub const NF_ACCEPT: u32 = 1;
 pub const NFT_JUMP: u32 = -3i32 as u32;
 const NFT_GOTO: u32 = -4i32 as u32;
 const REG_VERDICT: u32 = 0;
 const NFPROTO_IPV4: u32 = 2;
 
+/// `NFT_SET_ANONYMOUS`: a part of a rule.
+pub const SET_ANONYMOUS: u32 = 0x1;
 /// `NFT_SET_INTERVAL`, `NFT_SET_MAP`, `NFT_SET_CONCAT`
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;

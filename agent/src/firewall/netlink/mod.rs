@@ -4,6 +4,7 @@
 
 pub mod attributes;
 pub mod batch;
+pub mod compare;
 pub mod encode;
 pub mod read;
 pub mod socket;

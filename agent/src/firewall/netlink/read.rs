@@ -1,4 +1,5 @@
-//! What the kernel has, read back.
+//! What the kernel has, read back, in its own words. [`super::compare`] says what that is of what
+//! is wanted.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +7,11 @@ use rustix::io::Errno;
 
 use super::{
     NFTABLES, NetlinkError, Socket,
-    attributes::{self, Attribute, Writer, find, parse},
+    attributes::{Attribute, Writer, find, parse},
     encode::{self, SetHeader},
     nft,
 };
-use crate::firewall::table::{
-    Base, Chain, Data, Element, ElementKey, Expression, Family, Rule, TABLE, Table,
-};
+use crate::firewall::table::{Data, Element, ElementKey, Family, TABLE};
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,15 +20,41 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// A table as the kernel has it.
+/// A table as the kernel has it, whatever that is.
 #[derive(Debug, Default)]
-pub struct Found {
-    pub table: Table,
-    /// Elements of sets that are not wanted.
-    pub strangers: Table,
-    /// It can't be made of what is wanted by changes of rules, elements, and whole chains and
-    /// sets, for this reason.
-    pub beyond_repair: Option<String>,
+pub struct Raw {
+    /// How many objects the kernel counts in it, if it says so.
+    pub uses: Option<u32>,
+    /// How many of them are chains and sets.
+    pub objects: u32,
+    /// It is dormant or has an owner.
+    pub unusual: bool,
+    /// Where packets come in, of those that are not jumped to.
+    pub chains: BTreeMap<String, Option<Hook>>,
+    /// By chain, in order.
+    pub rules: BTreeMap<String, Vec<RawRule>>,
+    /// But for those that are a part of a rule.
+    pub sets: BTreeMap<String, SetHeader>,
+    /// By set.
+    pub elements: BTreeMap<String, BTreeMap<ElementKey, Element>>,
+}
+
+/// Where packets come into a chain.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Hook {
+    pub kind: String,
+    pub number: u32,
+    pub priority: i32,
+    /// What becomes of packets at its end: `NF_*`.
+    pub policy: Option<u32>,
+}
+
+/// A rule in the kernel's words.
+#[derive(Debug)]
+pub struct RawRule {
+    pub expressions: Vec<u8>,
+    /// User data.
+    pub comment: Vec<u8>,
 }
 
 /// The number of the rules' present generation; any change by anybody makes another.
@@ -46,16 +71,11 @@ pub fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
     generation.ok_or_else(|| NetlinkError::Socket("an answer without generation".to_owned()))
 }
 
-/// Our table in `family`, or `None`. Where a rule is what is `wanted`, it is that in the answer,
-/// too; what is not is [`Expression::Foreign`].
+/// Our table in `family`, or `None`.
 ///
 /// # Errors
 /// [`NetlinkError`].
-pub fn table(
-    socket: &mut Socket,
-    family: Family,
-    wanted: &Table,
-) -> Result<Option<Found>, NetlinkError> {
+pub fn table(socket: &mut Socket, family: Family) -> Result<Option<Raw>, NetlinkError> {
     let mut name = Writer::new();
     name.string(1, TABLE);
     let name = name.into_bytes();
@@ -64,72 +84,43 @@ pub fn table(
         Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut found = Found::default();
-    let mut objects = 0;
-    chains(socket, family, wanted, &mut found, &mut objects)?;
-    rules(socket, family, wanted, &name, &mut found)?;
-    sets(socket, family, wanted, &name, &mut found, &mut objects)?;
+    let mut raw = Raw::default();
     if let Some(header) = &header {
         let number = |kind| find(header.attributes(), kind).and_then(|it| it.u32());
-        if number(2).unwrap_or_default() != 0 {
-            beyond(&mut found, "the table is dormant or owned".to_owned());
-        }
-        if number(3).is_some_and(|uses| uses != objects) {
-            beyond(&mut found, "objects that are not ours".to_owned());
-        }
+        raw.unusual = number(2).unwrap_or_default() != 0;
+        raw.uses = number(3);
     }
-    Ok(Some(found))
-}
-
-fn beyond(found: &mut Found, reason: String) {
-    found.beyond_repair.get_or_insert(reason);
+    chains(socket, family, &mut raw)?;
+    rules(socket, family, &name, &mut raw)?;
+    sets(socket, family, &name, &mut raw)?;
+    Ok(Some(raw))
 }
 
 fn is_ours(attributes: &[u8], kind: u16) -> bool {
     find(attributes, kind).is_some_and(|it| it.string() == TABLE)
 }
 
-fn chains(
-    socket: &mut Socket,
-    family: Family,
-    wanted: &Table,
-    found: &mut Found,
-    objects: &mut u32,
-) -> Result<(), NetlinkError> {
+fn chains(socket: &mut Socket, family: Family, raw: &mut Raw) -> Result<(), NetlinkError> {
     for message in socket.dump(NFTABLES << 8 | nft::GETCHAIN, family.number(), &[])? {
         let attributes = message.attributes();
         if !is_ours(attributes, 1) {
             continue;
         }
-        *objects += 1;
+        raw.objects += 1;
         let Some(name) = find(attributes, 3).map(|it| it.string().to_owned()) else {
             continue;
         };
         let hook = find(attributes, 4).map(|hook| {
             let number = |kind| find(hook.value, kind).and_then(|it| it.u32());
             let priority = number(2).unwrap_or_default();
-            let policy = find(attributes, 5).and_then(|it| it.u32());
-            (
-                find(attributes, 7).map(|it| it.string().to_owned()),
-                number(1).unwrap_or_default(),
-                i32::from_ne_bytes(priority.to_ne_bytes()),
-                policy,
-            )
+            Hook {
+                kind: find(attributes, 7).map_or("", |it| it.string()).to_owned(),
+                number: number(1).unwrap_or_default(),
+                priority: i32::from_ne_bytes(priority.to_ne_bytes()),
+                policy: find(attributes, 5).and_then(|it| it.u32()),
+            }
         });
-        let base = wanted.chains.get(&name).and_then(|it| it.base);
-        let says = |base: Base| {
-            (
-                Some(base.kind.to_owned()),
-                base.hook,
-                base.priority,
-                Some(1),
-            )
-        };
-        if hook != base.map(says) {
-            beyond(found, format!("chain {name} is at another hook"));
-        }
-        let rules = Vec::new();
-        found.table.chains.insert(name, Chain { base, rules });
+        raw.chains.insert(name, hook);
     }
     Ok(())
 }
@@ -137,96 +128,51 @@ fn chains(
 fn rules(
     socket: &mut Socket,
     family: Family,
-    wanted: &Table,
     name: &[u8],
-    found: &mut Found,
+    raw: &mut Raw,
 ) -> Result<(), NetlinkError> {
     for message in socket.dump(NFTABLES << 8 | nft::GETRULE, family.number(), name)? {
         let attributes = message.attributes();
-        let chain = find(attributes, 2).map_or("", |it| it.string());
-        let Some(has) = found.table.chains.get_mut(chain) else {
-            continue;
-        };
         if !is_ours(attributes, 1) {
             continue;
         }
-        let wants = wanted.chains.get(chain);
-        let wanted = wants.and_then(|it| it.rules.get(has.rules.len()));
-        has.rules.push(match wanted {
-            Some(rule) if is_rule(attributes, rule) => rule.clone(),
-            _ => Rule {
-                expressions: vec![Expression::Foreign],
-                comment: String::new(),
-            },
-        });
+        let value = |kind| find(attributes, kind).map_or(&[][..], |it| it.value);
+        let chain = find(attributes, 2).map_or("", |it| it.string());
+        raw.rules
+            .entry(chain.to_owned())
+            .or_default()
+            .push(RawRule {
+                expressions: value(4).to_vec(),
+                comment: value(7).to_vec(),
+            });
     }
     Ok(())
-}
-
-fn is_rule(attributes: &[u8], wanted: &Rule) -> bool {
-    let comment = find(attributes, 7).map_or(&[][..], |it| it.value);
-    let expressions = find(attributes, 4).map_or(&[][..], |it| it.value);
-    let mut actual = parse(expressions);
-    let all = wanted.expressions.iter().all(|wanted| {
-        let actual = actual.next();
-        actual.is_some_and(|it| attributes::same(&encode::expression(wanted), it.value))
-    });
-    let says = if wanted.comment.is_empty() {
-        Vec::new()
-    } else {
-        encode::comment(&wanted.comment)
-    };
-    all && actual.next().is_none() && comment == says
 }
 
 fn sets(
     socket: &mut Socket,
     family: Family,
-    wanted: &Table,
     name: &[u8],
-    found: &mut Found,
-    objects: &mut u32,
+    raw: &mut Raw,
 ) -> Result<(), NetlinkError> {
     for message in socket.dump(NFTABLES << 8 | nft::GETSET, family.number(), name)? {
         let attributes = message.attributes();
         if !is_ours(attributes, 1) {
             continue;
         }
-        *objects += 1;
+        raw.objects += 1;
         let Some(name) = find(attributes, 2).map(|it| it.string().to_owned()) else {
             continue;
         };
         let header = header(attributes);
-        // Anonymous sets are a part of a rule.
-        if header.flags & 1 != 0 {
+        if header.flags & encode::SET_ANONYMOUS != 0 {
             continue;
         }
-        let Some(set) = wanted.sets.get(&name) else {
-            // It goes, whatever it is; what it is does not matter.
-            let set = crate::firewall::table::Set {
-                key: Vec::new(),
-                lookup: crate::firewall::table::Lookup::Exact,
-                data: crate::firewall::table::SetData::Nothing,
-                counters: false,
-            };
-            // Of rules' sets, which rules are in there: they may stay in another.
-            if name.starts_with("sg-") {
-                let each = |_: &ElementKey, _: &str, _: Counter| {};
-                let elements = elements(socket, family, &name, each)?;
-                found.strangers.elements.insert(name.clone(), elements);
-            }
-            found.table.sets.insert(name, set);
-            continue;
-        };
-        if !header.is(&SetHeader::of(set)) {
-            beyond(found, format!("set {name} is of another kind"));
-        }
-        let counters = |_: &ElementKey, _: &str, _: Counter| {};
-        let elements = elements(socket, family, &name, counters)?;
+        let elements = elements(socket, family, &name, |_, _, _| {})?;
         if !elements.is_empty() {
-            found.table.elements.insert(name.clone(), elements);
+            raw.elements.insert(name.clone(), elements);
         }
-        found.table.sets.insert(name, set.clone());
+        raw.sets.insert(name, header);
     }
     Ok(())
 }

@@ -325,6 +325,12 @@ impl RuleBuilder {
 
     // Keys: fields are loaded one behind the other, then looked up.
 
+    /// A constant.
+    pub fn key_value(self, field: Field, value: &[u8]) -> Self {
+        let data = value.to_vec();
+        self.load(field, |register| E::Value { data, register })
+    }
+
     pub fn key_iif(self) -> Self {
         self.load(Field::Interface, |register| E::Meta {
             key: META_IIFNAME,

@@ -6,30 +6,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     Interface,
+    /// A security group, by the number in its id.
+    Group,
+    /// What an element of a group's rules is about.
+    Tag,
     Ether,
     Ipv4,
     Ipv6,
     Protocol,
     Port,
-    IcmpType,
-    IcmpCode,
-    Icmpv6Type,
-    Icmpv6Code,
 }
 
 impl Field {
     /// Length in bytes.
     pub fn size(self) -> usize {
         match self {
-            Field::Interface | Field::Ipv6 => 16,
+            Field::Interface | Field::Group | Field::Ipv6 => 16,
             Field::Ether => 6,
             Field::Ipv4 => 4,
-            Field::Port => 2,
-            Field::Protocol
-            | Field::IcmpType
-            | Field::IcmpCode
-            | Field::Icmpv6Type
-            | Field::Icmpv6Code => 1,
+            Field::Port | Field::Tag => 2,
+            Field::Protocol => 1,
         }
     }
 
@@ -44,13 +40,10 @@ impl Field {
             Field::Interface => 41,
             Field::Ether => 9,
             Field::Ipv4 => 7,
-            Field::Ipv6 => 8,
+            // It has no type for a number of 16 bytes.
+            Field::Ipv6 | Field::Group => 8,
             Field::Protocol => 12,
-            Field::Port => 13,
-            Field::IcmpType => 14,
-            Field::IcmpCode => 32,
-            Field::Icmpv6Type => 29,
-            Field::Icmpv6Code => 33,
+            Field::Port | Field::Tag => 13,
         }
     }
 }

@@ -34,7 +34,7 @@ fn changes_one_by_one_come_to_the_same_as_all_at_once() {
             units.extend(affected(&policy, &change));
             let step = parts.step(&policy, &units);
             parts.take(step);
-            let whole = Parts::of(&policy, &parts.layers());
+            let whole = Parts::of(&policy, &parts.places());
             assert_eq!(parts, whole, "seed {seed}, round {round}: {change:?}");
             no_overlap(&parts.tables());
             let mut back = policy.clone();

@@ -40,7 +40,7 @@ fn rules_changed_by_hand_are_repaired_and_counters_stay() {
         assert!(world.pass(End::Guest(2), &syn).is_some());
         assert_eq!(world.engine.reconcile().expect("read"), None);
         let blocked = Packet::tcp((syn.source, 1), (syn.destination, 22), 2);
-        let elements = format!("{}-in4-ports", sg(0));
+        let elements = format!("{}-rules4", sg(0));
         let chain = format!("{}-in4", sg(0));
         for (what, open) in [
             // Each of these opens or closes something.
@@ -49,7 +49,7 @@ fn rules_changed_by_hand_are_repaired_and_counters_stay() {
             (format!("insert rule inet hearth {chain} accept"), true),
             (format!("add rule inet hearth {chain} tcp dport {{ 22, 23 }} accept"), true),
             (
-                format!("add element inet hearth {elements} {{ 10.0.0.0/16 . tcp . 22 }}"),
+                format!("add element inet hearth {elements} {{ 0 . 10.0.0.0/16 . tcp . 22 }}"),
                 true,
             ),
             (format!("flush set inet hearth {elements}"), false),
@@ -190,7 +190,7 @@ fn what_nft_lists_says_what_is_what() {
             "10.0.0.0/24 . tcp . 80-443".to_owned(),
             "comment \"sgr-web\"".to_owned(),
             format!(
-                "ip saddr . meta l4proto . th dport @{}-in4-ports accept",
+                "ip saddr . meta l4proto . th dport @{}-rules4 accept",
                 sg(0)
             ),
             format!(

@@ -16,6 +16,39 @@ use crate::firewall::{
     policy::{Change, Direction, Group, Match, Peer, Policy, Rule},
 };
 
+/// Rules as groups have them: mostly blocks and ports, some of which overlap, groups, both families.
+fn rule(groups: usize, group: usize, number: u16) -> Rule {
+    let first = 1000 + number * 10;
+    let third = u8::try_from(number).expect("few");
+    let ipv4 = |bits| {
+        let block = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(172, 16, third, 0), bits);
+        Peer::Block(block.trunc().into())
+    };
+    let peer = match number {
+        0..4 => Peer::Group(sg((group + 7 * usize::from(number)) % groups)),
+        4..10 => {
+            let block = format!("2001:db8:{group:x}:{number:x}00::/56");
+            Peer::Block(block.parse().expect("block"))
+        }
+        10 | 20 | 30 => ipv4(12),
+        _ => ipv4(24),
+    };
+    let last = if number % 10 == 0 { 2000 } else { first + 5 };
+    Rule {
+        direction: if number < 50 {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        },
+        matches: Match::Ports {
+            protocol: 6,
+            first,
+            last,
+        },
+        peer,
+    }
+}
+
 /// `groups` groups of 60 rules, `interfaces` interfaces in 5 of them each.
 fn large(groups: usize, interfaces: usize) -> Policy {
     let mut policy = policy(0);
@@ -27,23 +60,10 @@ fn large(groups: usize, interfaces: usize) -> Policy {
             network: id.clone(),
             ..Group::default()
         };
-        for rule in 0..60u16 {
-            let block = Ipv4Addr::new(172, 16, u8::try_from(rule).expect("few"), 0);
+        for rule_number in 0..60 {
             group.rules.insert(
-                format!("sgr-{number:08x}{rule:09x}"),
-                Rule {
-                    direction: if rule < 50 {
-                        Direction::Ingress
-                    } else {
-                        Direction::Egress
-                    },
-                    matches: Match::Ports {
-                        protocol: 6,
-                        first: 1000 + rule * 10,
-                        last: 1005 + rule * 10,
-                    },
-                    peer: Peer::Block(ipnet::Ipv4Net::new_assert(block, 24).into()),
-                },
+                format!("sgr-{number:08x}{rule_number:09x}"),
+                rule(groups, number, rule_number),
             );
         }
         policy.groups.insert(sg(number), group);
@@ -145,10 +165,10 @@ fn measure(groups: usize, interfaces: usize) {
     assert_eq!(engine.reconcile().expect("read"), None);
     took("reconcile that reads everything", start);
     let mut text = String::new();
-    let set = format!("{}-in4-ports", sg(0));
+    let set = format!("{}-rules4", sg(0));
     writeln!(
         text,
-        "add element inet hearth {set} {{ 203.0.113.0/24 . tcp . 7 }}"
+        "add element inet hearth {set} {{ 0 . 203.0.113.0/24 . tcp . 7 }}"
     )
     .expect("text");
     let start = Instant::now();

@@ -3,7 +3,7 @@
 use crate::firewall::table::{Field, Lookup, Set, SetData, Table};
 
 pub fn sets(table: &mut Table) {
-    use Field::{Ether, Interface, Ipv4, Ipv6, Port, Protocol};
+    use Field::{Ether, Group, Interface, Ipv4, Ipv6, Port, Protocol};
     let mut set = |name: &str, key: &[Field], lookup, data, counters| {
         let key = key.to_vec();
         table.set(
@@ -17,7 +17,7 @@ pub fn sets(table: &mut Table) {
         );
     };
     // Who is who.
-    let exact: [(&str, &[Field]); 9] = [
+    let exact: [(&str, &[Field]); 11] = [
         ("taps", &[Interface]),
         ("macs", &[Interface, Ether]),
         ("sources4", &[Interface, Ether, Ipv4]),
@@ -27,6 +27,9 @@ pub fn sets(table: &mut Table) {
         ("services4", &[Interface, Ipv4]),
         ("services6", &[Interface, Ipv6]),
         ("gateways4", &[Ipv4]),
+        // Who is in the groups that rules name.
+        ("members4", &[Group, Ipv4]),
+        ("members6", &[Group, Ipv6]),
     ];
     for (name, key) in exact {
         set(name, key, Lookup::Exact, SetData::Nothing, false);
