@@ -33,7 +33,11 @@ fn rule(groups: usize, group: usize, number: u16) -> Rule {
         10 | 20 | 30 => ipv4(12),
         _ => ipv4(24),
     };
-    let last = if number.is_multiple_of(10) { 2000 } else { first + 5 };
+    let last = if number.is_multiple_of(10) {
+        2000
+    } else {
+        first + 5
+    };
     Rule {
         direction: if number < 50 {
             Direction::Ingress

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
     AuthorizeSecurityGroupRequest, CreateSecurityGroupRequest, DescribeInstancesRequest,
-    DescribeNetworkInterfacesRequest, Direction, Filter, Network, NetworkInterface,
+    DescribeNetworkInterfacesRequest, Direction, InstanceState, Network, NetworkInterface,
     NetworkInterfaceSpecification, PageRequest, ReplaceInstanceSecurityGroupsRequest,
     RevokeSecurityGroupRequest, RunInstancesRequest,
 };
@@ -133,10 +133,6 @@ impl World {
         }
         eventually(async || {
             let request = DescribeInstancesRequest {
-                filters: vec![Filter {
-                    name: "instance-state-name".to_owned(),
-                    values: vec!["running".to_owned()],
-                }],
                 page: Some(PageRequest {
                     max_results: 1000,
                     ..Default::default()
@@ -144,8 +140,17 @@ impl World {
                 ..Default::default()
             };
             let answer = self.hearth.instances().describe_instances(request).await?;
-            let running = answer.into_inner().instances.len();
-            ensure!(running == INSTANCES, "{running} instances run");
+            let (running, others): (Vec<_>, Vec<_>) = answer
+                .into_inner()
+                .instances
+                .into_iter()
+                .partition(|it| it.state() == InstanceState::Running);
+            let why = others.first().map(|it| &it.state_reason);
+            ensure!(
+                running.len() == INSTANCES,
+                "{} instances run; of one that does not: {why:?}",
+                running.len()
+            );
             Ok(())
         })
         .await?;
