@@ -28,7 +28,6 @@ use crate::{
     ids::Kind,
     images::{self, model::ImageState},
     instances::Instances,
-    networks,
     shutdown::Shutdown,
     snapshots,
     time::Millis,
@@ -107,7 +106,6 @@ async fn remove_unreachable_layers(context: &Context) {
 /// One round.
 pub async fn sweep(context: &Arc<Context>, instances: &Instances) -> ApiResult<()> {
     instances.revive().await?;
-    networks::reconcile::sweep(context).await?;
     finish_volumes(context).await?;
     volumes::credits::sample(context).await?;
     snapshots::delete::reconcile(context, instances).await?;

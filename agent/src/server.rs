@@ -42,7 +42,7 @@ use crate::{
     context::Context,
     db::{Db, DbError},
     error::ApiError,
-    firewall::{self, Firewall},
+    firewall::{Firewall, Owner},
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
@@ -161,7 +161,7 @@ pub async fn serve(
     let summer = tokio::spawn(checksums::run(context.clone(), shutdown.clone()));
 
     let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
-    let watchman = tokio::spawn(firewall::run(context.clone(), shutdown.clone()));
+    let watchman = tokio::spawn(networks::reconcile::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -198,6 +198,10 @@ fn reconcile_error(error: &ApiError) -> ServerError {
 fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>, ServerError> {
     let path = settings.database();
     let db = Db::open(&path).map_err(|source| ServerError::Database { path, source })?;
+    let owner = Owner::of(&settings.state_dir).map_err(|source| ServerError::File {
+        path: settings.state_dir.clone(),
+        source,
+    })?;
     let path = settings.operator_types();
     let types = Catalogue::load(&path).map_err(|error| ServerError::Catalogue {
         path,
@@ -216,7 +220,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         types,
         classes: Arc::new(classes),
         busy: Busy::default(),
-        firewall: Firewall::default(),
+        firewall: Firewall::new(owner),
         networks: Networks::default(),
         turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),

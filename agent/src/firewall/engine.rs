@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::{
     Counter, Dropped, FirewallError, Repair,
+    claim::{Claim, Maker, Owner},
     compile::{self, Parts},
     conntrack::{self, Scope},
     netlink::{
@@ -28,12 +29,17 @@ const NAMED: usize = 8;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Engine {
+    owner: Owner,
+    /// Held while there are networks.
+    claim: Option<Claim>,
     policy: Arc<Policy>,
     parts: Parts,
     /// Opened when it is needed first.
     socket: Option<Socket>,
     /// The generation of the kernel's rules in which our tables were known to be right.
     generation: Option<u32>,
+    /// What a change found wrong and repaired on its way.
+    untold: Option<Repair>,
 }
 
 /// Changes that belong together.
@@ -54,6 +60,14 @@ pub struct Cuts {
 }
 
 impl Engine {
+    /// Without networks; `owner` is said by the tables.
+    pub fn new(owner: Owner) -> Self {
+        Self {
+            owner,
+            ..Self::default()
+        }
+    }
+
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.clone()
     }
@@ -70,29 +84,50 @@ impl Engine {
         self.parts = Parts::default();
         if self.policy.networks.is_empty() {
             // Whoever has no networks needs neither nf_tables nor the right to use them.
-            return match self.synchronise(true) {
-                Ok(repair) => Ok(repair),
-                Err(error) => {
-                    tracing::debug!("no look at nf_tables: {error}");
-                    Ok(None)
-                }
-            };
+            return self.remove_ours().or_else(|error| {
+                tracing::debug!("no look at nf_tables: {error}");
+                Ok(None)
+            });
         }
+        self.claim()?;
         let repair = self.synchronise(true)?;
         self.cut_all(repair.as_ref());
         Ok(repair)
     }
 
+    /// Removes what an agent left that was killed with its last network. Tables that are not ours
+    /// are another's.
+    fn remove_ours(&mut self) -> Result<Option<Repair>, FirewallError> {
+        let owner = self.owner.clone();
+        let ours = Maker::find(self.socket()?, &owner)? == Maker::Us;
+        let repair = if ours { self.synchronise(true)? } else { None };
+        self.claim = None;
+        Ok(repair)
+    }
+
+    /// Sees to it that no other agent has networks here.
+    fn claim(&mut self) -> Result<(), FirewallError> {
+        if self.claim.is_none() {
+            let owner = self.owner.clone();
+            let socket = self.socket()?;
+            // Says so when the kernel has no nf_tables.
+            read::generation(socket)?;
+            self.claim = Some(Claim::take(socket, &owner)?);
+        }
+        Ok(())
+    }
+
     /// Compares the kernel's tables with what is wanted, and repairs them.
     pub fn reconcile(&mut self) -> Result<Option<Repair>, FirewallError> {
-        if self.policy.networks.is_empty() && self.socket.is_none() {
+        if self.policy.networks.is_empty() {
             return Ok(None);
         }
         let now = read::generation(self.socket()?)?;
-        if self.generation == Some(now) {
-            return Ok(None);
+        let mut repair = None;
+        if self.generation != Some(now) {
+            repair = self.synchronise(false)?;
         }
-        let repair = self.synchronise(false)?;
+        let repair = Repair::sum(self.untold.take(), repair);
         self.cut_all(repair.as_ref());
         Ok(repair)
     }
@@ -140,21 +175,26 @@ impl Engine {
             self.parts.take(step);
             Ok(())
         } else if was_empty != is_empty {
-            let replaced = self.parts.take(step);
-            let done = self.synchronise(false).map(drop);
-            if done.is_err() {
-                self.parts.restore(replaced);
-            }
-            done
+            self.claim().and_then(|()| {
+                let replaced = self.parts.take(step);
+                let done = self.synchronise(false).map(drop);
+                if done.is_err() {
+                    self.parts.restore(replaced);
+                }
+                Ok(done?)
+            })
         } else {
-            self.commit(step)
+            self.commit(step).map_err(FirewallError::from)
         };
+        if (done.is_ok() && is_empty) || (done.is_err() && was_empty) {
+            self.claim = None;
+        }
         if let Err(error) = done {
             let policy = Arc::make_mut(&mut self.policy);
             for change in undo.into_iter().rev().flatten() {
                 policy.apply(change);
             }
-            return Err(error.into());
+            return Err(error);
         }
         let counts = self.cut(&scopes);
         Ok(Cuts { counts, scopes })
@@ -216,6 +256,8 @@ impl Engine {
             // The tables are not what they were made: start from what is there.
             Err(error) => {
                 tracing::warn!("rules are looked at again: {error}");
+                let repair = self.synchronise(false)?;
+                self.untold = Repair::sum(self.untold.take(), repair);
                 let replaced = self.parts.take(step);
                 let done = self.synchronise(false).map(drop);
                 if done.is_err() {
@@ -255,11 +297,19 @@ impl Engine {
             self.generation = Some(generation);
             return Ok(None);
         }
+        let mark = self.owner.mark();
         let mut repair = Repair::default();
         let mut batch = Batch::new(socket);
         for (family, found) in Family::ALL.into_iter().zip(&found) {
             let wanted = wanted.get(family);
-            repair_table(&mut batch, family, found.as_ref(), wanted, &mut repair);
+            repair_table(
+                &mut batch,
+                family,
+                found.as_ref(),
+                wanted,
+                &mark,
+                &mut repair,
+            );
         }
         if batch.commands() == 0 {
             self.generation = Some(generation);
@@ -272,7 +322,13 @@ impl Engine {
             tracing::warn!("our tables are made anew: {error}");
             let mut batch = Batch::new(socket);
             for (family, found) in Family::ALL.into_iter().zip(&found) {
-                rebuild(&mut batch, family, found.is_some(), wanted.get(family));
+                rebuild(
+                    &mut batch,
+                    family,
+                    found.is_some(),
+                    wanted.get(family),
+                    &mark,
+                );
             }
             done = batch.commit(socket);
         }
@@ -348,6 +404,7 @@ fn repair_table(
     family: Family,
     found: Option<&Found>,
     wanted: &Table,
+    mark: &str,
     repair: &mut Repair,
 ) {
     match found {
@@ -358,7 +415,7 @@ fn repair_table(
         Some(found) => {
             if let Some(reason) = &found.beyond_repair {
                 repair.differs(reason.clone());
-                return rebuild(batch, family, true, wanted);
+                return rebuild(batch, family, true, wanted, mark);
             }
             let commands = diff(&found.table, wanted);
             for command in &commands {
@@ -369,17 +426,17 @@ fn repair_table(
         None if wanted.is_empty() => {}
         None => {
             repair.differs("the table was not there".to_owned());
-            rebuild(batch, family, false, wanted);
+            rebuild(batch, family, false, wanted, mark);
         }
     }
 }
 
-fn rebuild(batch: &mut Batch, family: Family, is_there: bool, wanted: &Table) {
+fn rebuild(batch: &mut Batch, family: Family, is_there: bool, wanted: &Table, mark: &str) {
     if is_there {
         batch.delete_table(family);
     }
     if !wanted.is_empty() {
-        batch.add_table(family);
+        batch.add_table(family, mark);
         batch.extend(family, &diff(&Table::default(), wanted));
     }
 }
@@ -399,6 +456,18 @@ fn describe(command: &Command<'_>) -> String {
 }
 
 impl Repair {
+    fn sum(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(mut sum), Some(other)) => {
+                sum.differences += other.differences;
+                sum.named.extend(other.named);
+                sum.named.truncate(NAMED);
+                Some(sum)
+            }
+            (one, other) => one.or(other),
+        }
+    }
+
     fn differs(&mut self, how: String) {
         self.differences += 1;
         if self.named.len() < NAMED && !self.named.contains(&how) {

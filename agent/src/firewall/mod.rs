@@ -14,6 +14,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+mod claim;
 pub mod compile;
 mod conntrack;
 mod engine;
@@ -25,12 +26,13 @@ pub mod table;
 mod tests;
 mod watch;
 
+pub use claim::Owner;
 use conntrack::Scope;
 use engine::{Engine, Request};
 use netlink::NetlinkError;
 pub use netlink::read::Counter;
 use policy::{Change, Policy};
-pub use watch::run;
+pub use watch::listen;
 
 /// Names of taps begin so; whatever carries the prefix and is not in the rules gets nothing
 /// through.
@@ -85,7 +87,7 @@ pub struct Dropped {
 /// Why rules are not in force.
 #[derive(Clone, Debug, Error)]
 pub enum FirewallError {
-    /// The kernel did not take them. Those from before are in force.
+    /// The kernel did not take them, or another agent's are there. Those from before are in force.
     #[error("nftables: {0}")]
     Nftables(String),
     /// Connections could not be looked at or cut. The new rules are in force.
@@ -126,8 +128,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Firewall {
+    /// Without networks, until a policy is loaded. The tables say that they are this owner's.
+    pub fn new(owner: Owner) -> Self {
+        let firewall = Self::default();
+        *lock(&firewall.inner.engine) = Engine::new(owner);
+        firewall
+    }
+
     /// Takes the whole policy, at the agent's start, and makes the kernel's rules equal to it. An
-    /// empty policy leaves the kernel alone, unless our table is there.
+    /// empty policy leaves the kernel alone, unless a table is there that this agent made.
     ///
     /// # Errors
     /// [`FirewallError::Nftables`]: the rules are as they were.
@@ -170,6 +179,12 @@ impl Firewall {
     /// [`FirewallError::Nftables`].
     pub async fn reconcile(&self) -> Result<Option<Repair>, FirewallError> {
         self.with_engine(Engine::reconcile).await
+    }
+
+    /// Waits until somebody else changed rules, whosever they are: a reason for
+    /// [`Firewall::reconcile`]. Somebody has to [`listen`] meanwhile.
+    pub async fn disturbed(&self) {
+        self.inner.disturbed.notified().await;
     }
 
     /// The policy in force.

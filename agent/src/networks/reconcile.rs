@@ -1,18 +1,29 @@
 //! Brings the host's links and rules back in line with the rows: once at the agent's start, before
-//! instances are taken up, and then on a timer.
+//! instances are taken up, and then on a timer and when somebody else touched rules. Nothing else
+//! in the agent looks after them, so that whoever finds something wrong also tells of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{addresses, enforce, plug};
 use crate::{
+    accounts,
     blocking::blocking,
     context::Context,
     db,
     error::ApiResult,
+    events::NewEvent,
+    firewall::{self, Repair},
     instances::state::InstanceState,
     links::{host, seen::Seen, tap},
     security_groups::force,
+    shutdown::Shutdown,
 };
+
+/// How often links and rules are looked at when nobody seems to touch them.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// Who changes rules by hand often changes several: a pause before ours come back.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// At the agent's start. An agent without networks touches nothing.
 pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
@@ -22,9 +33,22 @@ pub async fn at_start(context: &Arc<Context>) -> ApiResult<()> {
     Ok(())
 }
 
-/// On the timer.
-pub async fn sweep(context: &Arc<Context>) -> ApiResult<()> {
-    round(context, false).await
+/// Until the agent ends.
+pub async fn run(context: Arc<Context>, mut shutdown: Shutdown) {
+    let listening = tokio::spawn(firewall::listen(context.firewall.clone()));
+    let mut timer = tokio::time::interval(PERIOD);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.wait() => break,
+            _ = timer.tick() => {}
+            () = context.firewall.disturbed() => tokio::time::sleep(SETTLE).await,
+        }
+        if let Err(error) = round(&context, false).await {
+            tracing::error!(%error, "networks are not in order");
+        }
+    }
+    listening.abort();
 }
 
 async fn round(context: &Arc<Context>, load: bool) -> ApiResult<()> {
@@ -33,16 +57,18 @@ async fn round(context: &Arc<Context>, load: bool) -> ApiResult<()> {
         return set_all_down(context).await;
     }
     let networks = context.db.read(db::networks::all).await?;
-    if !networks.is_empty() {
-        let ipv6 = networks.iter().any(|network| network.ipv6.is_some());
-        let enabled = blocking("turning forwarding on", move || {
-            host::enable_forwarding(ipv6)
-        });
-        if let Err(error) = enabled.await? {
-            tracing::error!(%error, "networks do not work");
-        }
-        links(context).await?;
+    if networks.is_empty() {
+        // Taps and public addresses that are there are another agent's.
+        return Ok(());
     }
+    let ipv6 = networks.iter().any(|network| network.ipv6.is_some());
+    let enabled = blocking("turning forwarding on", move || {
+        host::enable_forwarding(ipv6)
+    });
+    if let Err(error) = enabled.await? {
+        tracing::error!(%error, "networks do not work");
+    }
+    links(context).await?;
     addresses::settle(context).await
 }
 
@@ -52,10 +78,32 @@ async fn rules(context: &Context, load: bool) -> ApiResult<()> {
         enforce::load(context).await?;
         return force::finish_cuts(context).await;
     }
-    let reconciled = context.firewall.reconcile().await;
-    match reconciled {
-        Ok(_) => Ok(()),
-        Err(error) => Err(enforce::Failure::from(error).into()),
+    let repair = context.firewall.reconcile().await;
+    if let Some(repair) = repair.map_err(enforce::Failure::from)? {
+        tell(context, &repair).await;
+    }
+    Ok(())
+}
+
+async fn tell(context: &Context, repair: &Repair) {
+    let message = repair.named.join("; ");
+    tracing::warn!("rules that somebody changed are repaired: {message}");
+    let event = NewEvent {
+        kind: "firewall.repaired",
+        // The host's administrator.
+        owner: accounts::DEFAULT.to_owned(),
+        resource_id: String::new(),
+        previous_state: String::new(),
+        state: String::new(),
+        reason_code: String::new(),
+        message,
+    };
+    let recorded = context.db.write(move |tx| {
+        tx.event(event);
+        Ok::<_, db::DbError>(())
+    });
+    if let Err(error) = recorded.await {
+        tracing::warn!("an event is lost: {error}");
     }
 }
 

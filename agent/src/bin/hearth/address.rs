@@ -15,6 +15,7 @@ use crate::{
     filters::{filter, parse_filter, parse_tag},
     human,
     output::{self, Output},
+    pages::{all_pages, delete_each},
     sg_names::one_of,
 };
 
@@ -233,17 +234,16 @@ async fn create_pool(
 }
 
 async fn list_pools(client: &mut Client, output: Output) -> Result<(), Failure> {
-    let mut pools = Vec::new();
-    let mut request = DescribeAddressPoolsRequest::default();
-    loop {
-        let answer = client.networks.describe_address_pools(request.clone());
-        let answer = answer.await.map_err(rpc)?.into_inner();
-        pools.extend(answer.pools);
-        if answer.next_token.is_empty() {
-            break;
-        }
-        request.page.get_or_insert_default().next_token = answer.next_token;
-    }
+    let pools = all_pages(async |page| {
+        let request = DescribeAddressPoolsRequest {
+            page,
+            ..Default::default()
+        };
+        let answer = client.networks.describe_address_pools(request).await;
+        let answer = answer.map_err(rpc)?.into_inner();
+        Ok((answer.pools, answer.next_token))
+    })
+    .await?;
     if output == Output::Json {
         let answer = DescribeAddressPoolsResponse {
             pools,
@@ -259,34 +259,29 @@ async fn list_pools(client: &mut Client, output: Output) -> Result<(), Failure> 
 }
 
 async fn delete_pools(client: &mut Client, args: PoolIdsArgs) -> Result<(), Failure> {
-    for pool_id in args.pools {
-        let request = DeleteAddressPoolRequest {
-            pool_id: pool_id.clone(),
-        };
+    delete_each(args.pools, async |pool_id| {
+        let request = DeleteAddressPoolRequest { pool_id };
         let answer = client.networks.delete_address_pool(request).await;
         answer.map_err(failed)?;
-        output::line(&format!("{pool_id}: deleted"))?;
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 impl Client {
     /// All public addresses that match the filters.
     async fn describe_addresses(&mut self, filters: &[Filter]) -> Result<Vec<Address>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeAddressesRequest {
-            filters: filters.to_vec(),
-            ..Default::default()
-        };
-        loop {
-            let answer = self.networks.describe_addresses(request.clone()).await;
+        all_pages(async |page| {
+            let request = DescribeAddressesRequest {
+                filters: filters.to_vec(),
+                page,
+                ..Default::default()
+            };
+            let answer = self.networks.describe_addresses(request).await;
             let answer = answer.map_err(rpc)?.into_inner();
-            all.extend(answer.addresses);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+            Ok((answer.addresses, answer.next_token))
+        })
+        .await
     }
 
     /// The id of an address that is named by its id or by itself.

@@ -26,6 +26,8 @@ use tonic::{
 use crate::{
     failure::{Failure, rpc},
     filters::filter,
+    pages::all_pages,
+    sg_names::one_of,
 };
 
 /// Where `hearthd` listens when nothing else is said.
@@ -114,25 +116,17 @@ impl Client {
         ids: &[String],
         filters: &[Filter],
     ) -> Result<Vec<Instance>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeInstancesRequest {
-            instance_ids: ids.to_vec(),
-            filters: filters.to_vec(),
-            page: None,
-        };
-        loop {
-            let answer = self
-                .instances
-                .describe_instances(request.clone())
-                .await
-                .map_err(rpc)?
-                .into_inner();
-            all.extend(answer.instances);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+        all_pages(async |page| {
+            let request = DescribeInstancesRequest {
+                instance_ids: ids.to_vec(),
+                filters: filters.to_vec(),
+                page,
+            };
+            let answer = self.instances.describe_instances(request).await;
+            let answer = answer.map_err(rpc)?.into_inner();
+            Ok((answer.instances, answer.next_token))
+        })
+        .await
     }
 
     /// All images with these ids (all there are when empty) that match the filters.
@@ -142,26 +136,18 @@ impl Client {
         filters: &[Filter],
         include_deprecated: bool,
     ) -> Result<Vec<Image>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeImagesRequest {
-            image_ids: ids.to_vec(),
-            filters: filters.to_vec(),
-            page: None,
-            include_deprecated,
-        };
-        loop {
-            let answer = self
-                .images
-                .describe_images(request.clone())
-                .await
-                .map_err(rpc)?
-                .into_inner();
-            all.extend(answer.images);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+        all_pages(async |page| {
+            let request = DescribeImagesRequest {
+                image_ids: ids.to_vec(),
+                filters: filters.to_vec(),
+                page,
+                include_deprecated,
+            };
+            let answer = self.images.describe_images(request).await;
+            let answer = answer.map_err(rpc)?.into_inner();
+            Ok((answer.images, answer.next_token))
+        })
+        .await
     }
 
     /// The id of an image that is named by its id or by its name.
@@ -212,15 +198,6 @@ impl Client {
             ids.push(self.instance_id(id_or_name).await?);
         }
         Ok(ids)
-    }
-}
-
-fn one_of(noun: &str, name: &str, mut ids: Vec<String>) -> Result<String, Failure> {
-    match ids.len() {
-        0 => Err(Failure::new(format!("no {noun} is called `{name}`"))),
-        1 => Ok(ids.remove(0)),
-        n => Err(Failure::new(format!("{n} {noun}s are called `{name}`"))
-            .hint(format!("use one of their ids: {}", ids.join(", ")))),
     }
 }
 

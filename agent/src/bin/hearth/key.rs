@@ -19,6 +19,7 @@ use crate::{
     filters::{parse_filter, parse_tag},
     human,
     output::{self, Output},
+    pages::all_pages,
 };
 
 /// SSH keys for instances.
@@ -163,20 +164,17 @@ async fn import(client: &mut Client, output: Output, args: ImportArgs) -> Result
 }
 
 async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(), Failure> {
-    let mut request = DescribeKeyPairsRequest {
-        filters: args.filter,
-        ..Default::default()
-    };
-    let mut key_pairs = Vec::new();
-    loop {
-        let answer = client.keys.describe_key_pairs(request.clone()).await;
+    let key_pairs = all_pages(async |page| {
+        let request = DescribeKeyPairsRequest {
+            filters: args.filter.clone(),
+            page,
+            ..Default::default()
+        };
+        let answer = client.keys.describe_key_pairs(request).await;
         let answer = answer.map_err(failed)?.into_inner();
-        key_pairs.extend(answer.key_pairs);
-        if answer.next_token.is_empty() {
-            break;
-        }
-        request.page.get_or_insert_default().next_token = answer.next_token;
-    }
+        Ok((answer.key_pairs, answer.next_token))
+    })
+    .await?;
     match output {
         Output::Json => output::json(
             "DescribeKeyPairsResponse",

@@ -22,6 +22,7 @@ mod metadata;
 mod net;
 mod network;
 mod output;
+mod pages;
 mod port_forward;
 mod prefix_list;
 mod run;

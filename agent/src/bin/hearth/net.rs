@@ -12,6 +12,7 @@ use crate::{
     failure::{Failure, rpc},
     filters::{filter, name_of, parse_filter},
     output::{self, Output},
+    pages::all_pages,
 };
 
 /// Who has which address.
@@ -91,19 +92,16 @@ impl Client {
         &mut self,
         filters: &[Filter],
     ) -> Result<Vec<NetworkInterface>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeNetworkInterfacesRequest {
-            filters: filters.to_vec(),
-            ..Default::default()
-        };
-        loop {
-            let answer = self.networks.describe_network_interfaces(request.clone());
-            let answer = answer.await.map_err(rpc)?.into_inner();
-            all.extend(answer.network_interfaces);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+        all_pages(async |page| {
+            let request = DescribeNetworkInterfacesRequest {
+                filters: filters.to_vec(),
+                page,
+                ..Default::default()
+            };
+            let answer = self.networks.describe_network_interfaces(request).await;
+            let answer = answer.map_err(rpc)?.into_inner();
+            Ok((answer.network_interfaces, answer.next_token))
+        })
+        .await
     }
 }

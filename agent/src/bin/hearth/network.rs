@@ -14,6 +14,7 @@ use crate::{
     filters::{parse_filter, parse_tag},
     human,
     output::{self, Output},
+    pages::{all_pages, delete_each},
 };
 
 /// Virtual networks: ranges of addresses, isolated from each other.
@@ -220,18 +221,14 @@ async fn modify(client: &mut Client, output: Output, args: ModifyArgs) -> Result
 }
 
 async fn delete(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
-    for network_id in client.network_ids(&args.networks).await? {
-        let request = DeleteNetworkRequest {
-            network_id: network_id.clone(),
-        };
-        client
-            .networks
-            .delete_network(request)
-            .await
-            .map_err(failed)?;
-        output::line(&format!("{network_id}: deleted"))?;
-    }
-    Ok(())
+    let network_ids = client.network_ids(&args.networks).await?;
+    delete_each(network_ids, async |network_id| {
+        let request = DeleteNetworkRequest { network_id };
+        let answer = client.networks.delete_network(request).await;
+        answer.map_err(failed)?;
+        Ok(())
+    })
+    .await
 }
 
 impl Client {
@@ -241,21 +238,17 @@ impl Client {
         ids: &[String],
         filters: &[Filter],
     ) -> Result<Vec<Network>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeNetworksRequest {
-            network_ids: ids.to_vec(),
-            filters: filters.to_vec(),
-            page: None,
-        };
-        loop {
-            let answer = self.networks.describe_networks(request.clone()).await;
+        all_pages(async |page| {
+            let request = DescribeNetworksRequest {
+                network_ids: ids.to_vec(),
+                filters: filters.to_vec(),
+                page,
+            };
+            let answer = self.networks.describe_networks(request).await;
             let answer = answer.map_err(rpc)?.into_inner();
-            all.extend(answer.networks);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+            Ok((answer.networks, answer.next_token))
+        })
+        .await
     }
 
     /// The ids of networks that are named by ids or names.

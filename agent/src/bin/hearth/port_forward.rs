@@ -12,6 +12,7 @@ use crate::{
     failure::{Failure, flags, rpc_with_flags},
     filters::parse_filter,
     output::{self, Output},
+    pages::{all_pages, delete_each},
 };
 
 /// Ports of the host that are instances'.
@@ -117,20 +118,17 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
 }
 
 async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(), Failure> {
-    let mut port_forwards = Vec::new();
-    let mut request = DescribePortForwardsRequest {
-        filters: args.filter,
-        ..Default::default()
-    };
-    loop {
-        let answer = client.networks.describe_port_forwards(request.clone());
-        let answer = answer.await.map_err(failed)?.into_inner();
-        port_forwards.extend(answer.port_forwards);
-        if answer.next_token.is_empty() {
-            break;
-        }
-        request.page.get_or_insert_default().next_token = answer.next_token;
-    }
+    let port_forwards = all_pages(async |page| {
+        let request = DescribePortForwardsRequest {
+            filters: args.filter.clone(),
+            page,
+            ..Default::default()
+        };
+        let answer = client.networks.describe_port_forwards(request).await;
+        let answer = answer.map_err(failed)?.into_inner();
+        Ok((answer.port_forwards, answer.next_token))
+    })
+    .await?;
     if output == Output::Json {
         let answer = DescribePortForwardsResponse {
             port_forwards,
@@ -146,15 +144,13 @@ async fn list(client: &mut Client, output: Output, args: ListArgs) -> Result<(),
 }
 
 async fn delete(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
-    for port_forward_id in args.ids {
-        let request = DeletePortForwardRequest {
-            port_forward_id: port_forward_id.clone(),
-        };
+    delete_each(args.ids, async |port_forward_id| {
+        let request = DeletePortForwardRequest { port_forward_id };
         let answer = client.networks.delete_port_forward(request).await;
         answer.map_err(failed)?;
-        output::line(&format!("{port_forward_id}: deleted"))?;
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 fn print_forwards(forwards: &[PortForward]) -> Result<(), Failure> {

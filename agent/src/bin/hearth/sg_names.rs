@@ -9,6 +9,7 @@ use crate::{
     client::Client,
     failure::{Failure, rpc},
     filters::filter,
+    pages::all_pages,
 };
 
 /// A name for a filter, in which `*`, `?` and `\` stand for themselves.
@@ -30,23 +31,17 @@ impl Client {
         ids: &[String],
         filters: &[Filter],
     ) -> Result<Vec<SecurityGroup>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeSecurityGroupsRequest {
-            security_group_ids: ids.to_vec(),
-            filters: filters.to_vec(),
-            page: None,
-        };
-        loop {
-            let answer = self
-                .security_groups
-                .describe_security_groups(request.clone());
-            let answer = answer.await.map_err(rpc)?.into_inner();
-            all.extend(answer.security_groups);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+        all_pages(async |page| {
+            let request = DescribeSecurityGroupsRequest {
+                security_group_ids: ids.to_vec(),
+                filters: filters.to_vec(),
+                page,
+            };
+            let answer = self.security_groups.describe_security_groups(request).await;
+            let answer = answer.map_err(rpc)?.into_inner();
+            Ok((answer.security_groups, answer.next_token))
+        })
+        .await
     }
 
     /// All rules that match the filters.
@@ -54,22 +49,17 @@ impl Client {
         &mut self,
         filters: &[Filter],
     ) -> Result<Vec<SecurityGroupRule>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeSecurityGroupRulesRequest {
-            filters: filters.to_vec(),
-            ..Default::default()
-        };
-        loop {
-            let answer = self
-                .security_groups
-                .describe_security_group_rules(request.clone());
+        all_pages(async |page| {
+            let request = DescribeSecurityGroupRulesRequest {
+                filters: filters.to_vec(),
+                page,
+                ..Default::default()
+            };
+            let answer = self.security_groups.describe_security_group_rules(request);
             let answer = answer.await.map_err(rpc)?.into_inner();
-            all.extend(answer.rules);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+            Ok((answer.rules, answer.next_token))
+        })
+        .await
     }
 
     /// All prefix lists with these ids (all there are when empty) that match the filters.
@@ -78,21 +68,17 @@ impl Client {
         ids: &[String],
         filters: &[Filter],
     ) -> Result<Vec<PrefixList>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribePrefixListsRequest {
-            prefix_list_ids: ids.to_vec(),
-            filters: filters.to_vec(),
-            page: None,
-        };
-        loop {
-            let answer = self.security_groups.describe_prefix_lists(request.clone());
-            let answer = answer.await.map_err(rpc)?.into_inner();
-            all.extend(answer.prefix_lists);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+        all_pages(async |page| {
+            let request = DescribePrefixListsRequest {
+                prefix_list_ids: ids.to_vec(),
+                filters: filters.to_vec(),
+                page,
+            };
+            let answer = self.security_groups.describe_prefix_lists(request).await;
+            let answer = answer.map_err(rpc)?.into_inner();
+            Ok((answer.prefix_lists, answer.next_token))
+        })
+        .await
     }
 
     /// The id of a network that is named by its id or name; empty when none is named.

@@ -16,6 +16,7 @@ use crate::{
     filters::{name_of, parse_filter, parse_tag},
     human,
     output::{self, Output},
+    pages::all_pages,
     sharing,
 };
 
@@ -382,21 +383,17 @@ async fn describe(
     snapshot_ids: Vec<String>,
     filters: Vec<Filter>,
 ) -> Result<Vec<Snapshot>, Failure> {
-    let mut all = Vec::new();
-    let mut request = DescribeSnapshotsRequest {
-        snapshot_ids,
-        filters,
-        page: None,
-    };
-    loop {
-        let answer = client.snapshots.describe_snapshots(request.clone()).await;
+    all_pages(async |page| {
+        let request = DescribeSnapshotsRequest {
+            snapshot_ids: snapshot_ids.clone(),
+            filters: filters.clone(),
+            page,
+        };
+        let answer = client.snapshots.describe_snapshots(request).await;
         let answer = answer.map_err(failed)?.into_inner();
-        all.extend(answer.snapshots);
-        if answer.next_token.is_empty() {
-            return Ok(all);
-        }
-        request.page.get_or_insert_default().next_token = answer.next_token;
-    }
+        Ok((answer.snapshots, answer.next_token))
+    })
+    .await
 }
 
 fn print_json(snapshots: Vec<Snapshot>) -> Result<(), Failure> {

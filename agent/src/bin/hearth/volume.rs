@@ -19,6 +19,7 @@ use crate::{
     human::{self, parse_gib},
     image_files::{format_of, parse_format},
     output::{self, Output},
+    pages::all_pages,
     upload::{self, Upload},
     volume_classes::{self, ClassArgs, ModifyArgs},
     volume_wait,
@@ -401,25 +402,17 @@ pub async fn describe(
     volume_ids: Vec<String>,
     filters: Vec<Filter>,
 ) -> Result<Vec<Volume>, Failure> {
-    let mut all = Vec::new();
-    let mut request = DescribeVolumesRequest {
-        volume_ids,
-        filters,
-        page: None,
-    };
-    loop {
-        let answer = client
-            .volumes
-            .describe_volumes(request.clone())
-            .await
-            .map_err(failed)?
-            .into_inner();
-        all.extend(answer.volumes);
-        if answer.next_token.is_empty() {
-            return Ok(all);
-        }
-        request.page.get_or_insert_default().next_token = answer.next_token;
-    }
+    all_pages(async |page| {
+        let request = DescribeVolumesRequest {
+            volume_ids: volume_ids.clone(),
+            filters: filters.clone(),
+            page,
+        };
+        let answer = client.volumes.describe_volumes(request).await;
+        let answer = answer.map_err(failed)?.into_inner();
+        Ok((answer.volumes, answer.next_token))
+    })
+    .await
 }
 
 fn print_json(volumes: Vec<Volume>) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use super::{
     NFTABLES, NetlinkError, Socket,
     attributes::Writer,
     encode::{self, SetHeader},
-    nft,
+    nft, owner,
     socket::{ACK, REQUEST, message},
 };
 use crate::firewall::table::{Command, Element, ElementKey, Family, TABLE};
@@ -84,10 +84,13 @@ impl Batch {
         writer
     }
 
-    pub fn add_table(&mut self, family: Family) {
+    /// `mark` says whose the table is.
+    pub fn add_table(&mut self, family: Family, mark: &str) {
         self.commands += 1;
         let about = format!("table {family:?}");
-        self.push(nft::NEWTABLE, CREATE, family, about, Self::of_table());
+        let mut writer = Self::of_table();
+        writer.bytes(owner::USERDATA, &encode::comment(mark));
+        self.push(nft::NEWTABLE, CREATE, family, about, writer);
     }
 
     pub fn delete_table(&mut self, family: Family) {

@@ -251,7 +251,7 @@ pub fn elements(
 }
 
 /// The comment in user data.
-fn said(userdata: &[u8]) -> &str {
+pub fn said(userdata: &[u8]) -> &str {
     match userdata {
         [0, len, text @ ..] => {
             let text = text.get(..usize::from(*len).saturating_sub(1));

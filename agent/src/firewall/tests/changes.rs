@@ -9,14 +9,11 @@ use super::{
     packet::Packet,
     world::{End, OUTSIDE4, World, closed, in_namespace, interface, nft, policy, sg},
 };
-use crate::{
-    firewall::{
-        Connections, Firewall,
-        engine::Request,
-        policy::{Change, Direction, Group, Match, Peer, Rule},
-        watch,
-    },
-    shutdown,
+use crate::firewall::{
+    Connections, Firewall,
+    engine::Request,
+    policy::{Change, Direction, Group, Match, Peer, Rule},
+    watch,
 };
 
 fn open(group: &mut Group, port: u16, peer: Peer) {
@@ -135,16 +132,17 @@ fn what_somebody_changes_is_repaired_at_once_and_told() {
         in_runtime(async {
             let firewall = Firewall::default();
             firewall.load(policy(2)).await.expect("loaded");
-            let (trigger, shutdown) = shutdown::channel();
-            let (repairs, mut repaired) = tokio::sync::mpsc::unbounded_channel();
-            let keeping = tokio::spawn(watch::keep(firewall.clone(), shutdown, repairs));
+            let listening = tokio::spawn(watch::listen(firewall.clone()));
+            // It listens from here on.
+            firewall.disturbed().await;
             for what in [
                 "flush chain inet hearth entering",
                 "delete table inet hearth",
                 "add chain arp hearth mine",
             ] {
                 nft(what);
-                let repair = repaired.recv().await.expect(what);
+                firewall.disturbed().await;
+                let repair = firewall.reconcile().await.expect("read").expect(what);
                 assert!(repair.differences > 0);
             }
             // Our own changes are not somebody's.
@@ -156,9 +154,41 @@ fn what_somebody_changes_is_repaired_at_once_and_told() {
                 .await
                 .expect("applied");
             assert_eq!(firewall.reconcile().await.expect("read"), None);
-            trigger.fire();
-            keeping.await.expect("ended");
-            assert!(repaired.recv().await.is_none());
+            listening.abort();
+        });
+    });
+}
+
+#[test]
+fn what_a_change_repairs_on_its_way_is_told_by_the_next_look() {
+    in_namespace(|| {
+        in_runtime(async {
+            let firewall = Firewall::default();
+            firewall.load(policy(2)).await.expect("loaded");
+            for (number, what) in [
+                "delete table inet hearth",
+                "flush chain inet hearth entering",
+                "flush ruleset",
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                nft(what);
+                let mut group = closed(0);
+                open(&mut group, 80, everybody());
+                let put = Change::PutGroup(sg(number + 10), group);
+                let applied = firewall.apply(vec![put], Connections::Cut).await;
+                applied.expect(what);
+                let repair = firewall.reconcile().await.expect("read").expect(what);
+                // Only what somebody did, not what the change was about.
+                assert!(repair.differences > 0, "{what}");
+                let new = sg(number + 10);
+                assert!(
+                    !repair.named.iter().any(|it| it.contains(&new)),
+                    "{repair:?}"
+                );
+                assert_eq!(firewall.reconcile().await.expect("read"), None);
+            }
         });
     });
 }

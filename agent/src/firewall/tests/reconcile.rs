@@ -5,7 +5,8 @@ use super::{
     world::{self, End, OUTSIDE4, World, eni, in_namespace, interface, nft, policy, sg},
 };
 use crate::firewall::{
-    engine::Engine,
+    Owner,
+    engine::{Engine, Request},
     policy::{Change, Direction, Match, Peer, Policy, Rule},
 };
 
@@ -112,9 +113,10 @@ fn counters_outlive_a_restart_and_a_change_of_others() {
         world.apply(Change::PutGroup(sg(0), group));
         assert_eq!(count(&mut world.engine), 1);
         let policy = (*world.engine.policy()).clone();
-        let mut again = Engine::default();
-        assert_eq!(again.load(policy).expect("loaded"), None, "all is right");
-        assert_eq!(count(&mut again), 1);
+        world.engine = Engine::default();
+        let repair = world.engine.load(policy).expect("loaded");
+        assert_eq!(repair, None, "all is right");
+        assert_eq!(count(&mut world.engine), 1);
     });
 }
 
@@ -163,10 +165,10 @@ fn tables_of_another_policy_become_those_of_this_one() {
         let mut world = world;
         let mut closed = policy(3);
         closed.interfaces.remove(&eni(1));
-        let mut again = Engine::default();
-        let repair = again.load(closed).expect("loaded");
+        world.engine = Engine::default();
+        let repair = world.engine.load(closed).expect("loaded");
         assert!(repair.is_some());
-        assert_eq!(again.reconcile().expect("read"), None);
+        assert_eq!(world.engine.reconcile().expect("read"), None);
         assert_eq!(world.pass(End::Guest(2), &syn), None, "closed now");
         let outside = Packet::tcp((interface(1).ipv4.into(), 40000), (OUTSIDE4, 80), 2);
         assert_eq!(
@@ -174,9 +176,80 @@ fn tables_of_another_policy_become_those_of_this_one() {
             None,
             "not in the policy"
         );
-        let mut none = Engine::default();
-        assert!(none.load(Policy::default()).expect("loaded").is_some());
+        world.engine = Engine::default();
+        let repair = world.engine.load(Policy::default()).expect("loaded");
+        assert!(repair.is_some());
         assert_eq!(nft("list ruleset"), "");
+    });
+}
+
+#[test]
+fn the_tables_of_another_agent_are_neither_removed_nor_taken_over() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().expect("directory");
+        let directories = ["one", "two"].map(|name| dir.path().join(name));
+        let [one, two] = directories.each_ref().map(|path| {
+            std::fs::create_dir(path).expect("made");
+            Owner::of(path).expect("seen")
+        });
+        let mut first = Engine::new(one.clone());
+        first.load(policy(2)).expect("loaded");
+        let rules = nft("list ruleset");
+        assert!(
+            rules.contains(&format!("comment \"{}\"", one.mark())),
+            "{rules}"
+        );
+
+        // Without networks, the other one has nothing to do with them, also when they change.
+        let mut second = Engine::new(two.clone());
+        assert_eq!(second.load(Policy::default()).expect("loaded"), None);
+        nft("add table inet theirs");
+        assert_eq!(second.reconcile().expect("nothing"), None);
+        nft("delete table inet theirs");
+        assert_eq!(nft("list ruleset"), rules);
+
+        // With its first network, and at its start with some, it is refused.
+        let network = policy(1).networks.pop_first().expect("one");
+        let change = || Change::PutNetwork(network.0.clone(), network.1.clone());
+        let request = || Request {
+            changes: vec![change()],
+            cut: true,
+        };
+        for holder in [Some(first), None] {
+            let runs = holder.is_some();
+            for error in [
+                second.apply(&[request()]).expect_err("refused"),
+                Engine::new(two.clone())
+                    .load(policy(1))
+                    .expect_err("refused"),
+            ] {
+                let text = error.to_string();
+                assert!(text.contains(&one.mark()), "{text}");
+                assert_eq!(text.contains("does not run"), !runs, "{text}");
+            }
+            assert!(second.policy().networks.is_empty());
+            assert_eq!(nft("list ruleset"), rules);
+            drop(holder);
+        }
+
+        // The first one takes up what it left. When its last network is gone, the other one may.
+        let mut first = Engine::new(one.clone());
+        assert_eq!(first.load(policy(2)).expect("loaded"), None);
+        drop(first);
+        let mut first = Engine::new(one);
+        assert!(first.load(Policy::default()).expect("loaded").is_some());
+        assert_eq!(nft("list ruleset"), "");
+        second.apply(&[request()]).expect("free");
+        assert!(first.apply(&[request()]).is_err());
+        assert!(nft("list ruleset").contains(&two.mark()));
+        let change = Change::RemoveNetwork(network.0.clone());
+        let last = Request {
+            changes: vec![change],
+            cut: true,
+        };
+        second.apply(&[last]).expect("removed");
+        assert_eq!(nft("list ruleset"), "");
+        first.apply(&[request()]).expect("free");
     });
 }
 
