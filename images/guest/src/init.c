@@ -126,6 +126,20 @@ static void grow_root(dev_t device)
 	close(fd);
 }
 
+/*
+ * Where the kernel is emulated, TCP takes its link for slow and sends segments of two packets, which cost it far more than
+ * their data does: that keeps it slow. With segments as large as can be it sends seven times as much.
+ */
+static void large_segments(void)
+{
+	int fd = open("/proc/sys/net/ipv4/tcp_min_tso_segs", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		write(fd, "44", 2);
+		close(fd);
+	}
+}
+
 static void interfaces_up(int has_network)
 {
 	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
@@ -232,6 +246,8 @@ int main(void)
 	say("uptime %ld.%02ld s\n", (long)up.tv_sec, up.tv_nsec / 10000000);
 	say("ready\n");
 	write(1, report, report_length < sizeof report ? report_length : sizeof report);
+	if (option(command_line, "softkvm"))
+		large_segments();
 
 	if (has_network || !access("/etc/rc.local", X_OK)) {
 		mkdir("/run/hearth", 0755);

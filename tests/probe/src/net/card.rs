@@ -12,6 +12,7 @@ use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
 use super::Mac;
+use super::unanswered::Unanswered;
 use crate::command::Failure;
 use crate::cpu::clock;
 use crate::memory::dma::Buffer;
@@ -60,6 +61,7 @@ struct Rings {
     /// Buffers of the transmit side that the device does not have.
     free: Vec<u16>,
     counters: Counters,
+    unanswered: Unanswered,
 }
 
 /// A queue, of which each descriptor has a buffer of its own.
@@ -142,6 +144,7 @@ impl Card {
             transmit,
             free,
             counters: Counters::default(),
+            unanswered: Unanswered::default(),
         };
         Ok(Self {
             registers,
@@ -163,6 +166,11 @@ impl Card {
     /// Whether a frame has come that nobody has taken.
     pub fn has_received(&self) -> bool {
         self.rings.borrow().receive.queue.has_used()
+    }
+
+    /// How long until a frame is to be given to the stack again, in nanoseconds.
+    pub fn wait(&self) -> Option<u64> {
+        self.rings.borrow().unanswered.wait()
     }
 
     /// Whether the device has sent all that it was given.
@@ -289,9 +297,13 @@ impl phy::Device for Card {
     type TxToken<'a> = Room<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Room<'_>)> {
-        let place = self.rings.borrow_mut().take_received()?;
+        let again = self.rings.borrow_mut().unanswered.next();
+        let frame = match again {
+            Some((came, frame)) => Frame::Again { came, frame },
+            None => Frame::New(self.rings.borrow_mut().take_received()?),
+        };
         let rings = &self.rings;
-        Some((Received { rings, place }, Room { rings }))
+        Some((Received { rings, frame }, Room { rings }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Room<'_>> {
@@ -310,26 +322,46 @@ impl phy::Device for Card {
 /// A frame for smoltcp.
 pub struct Received<'a> {
     rings: &'a RefCell<Rings>,
-    place: Place,
+    frame: Frame,
+}
+
+enum Frame {
+    /// Its buffer has to be given back.
+    New(Place),
+    /// It was not answered before.
+    Again {
+        /// At this time.
+        came: u64,
+        frame: Vec<u8>,
+    },
 }
 
 impl phy::RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         // A copy, as the answer is sent through the same cell while `f` runs.
-        let mut frame = [0; BUFFER_BYTES];
-        let frame = &mut frame[..self.place.length];
-        let start = HEADER_BYTES;
-        let mut rings = self.rings.borrow_mut();
-        let bytes = rings.receive.bytes(self.place.buffer);
-        frame.copy_from_slice(&bytes[start..start + self.place.length]);
-        drop(rings);
-        f(frame)
+        let mut copy = [0; BUFFER_BYTES];
+        let (came, frame) = match &self.frame {
+            Frame::New(place) => {
+                let frame = &mut copy[..place.length];
+                let mut rings = self.rings.borrow_mut();
+                let bytes = rings.receive.bytes(place.buffer);
+                frame.copy_from_slice(&bytes[HEADER_BYTES..][..place.length]);
+                (clock::now(), &*frame)
+            }
+            Frame::Again { came, frame } => (*came, &frame[..]),
+        };
+        self.rings.borrow_mut().unanswered.delivers(frame);
+        let result = f(frame);
+        self.rings.borrow_mut().unanswered.delivered(frame, came);
+        result
     }
 }
 
 impl Drop for Received<'_> {
     fn drop(&mut self) {
-        self.rings.borrow_mut().give_back(self.place.buffer);
+        if let Frame::New(place) = self.frame {
+            self.rings.borrow_mut().give_back(place.buffer);
+        }
     }
 }
 
@@ -342,10 +374,16 @@ impl phy::TxToken for Room<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         let mut f = Some(f);
         if length <= RAW_FRAME_BYTES {
-            let sent = self
-                .rings
-                .borrow_mut()
-                .send(length, |bytes| f.take().map(|f| f(bytes)));
+            let mut rings = self.rings.borrow_mut();
+            let mut unanswered = core::mem::take(&mut rings.unanswered);
+            let sent = rings.send(length, |bytes| {
+                f.take().map(|f| {
+                    let result = f(bytes);
+                    unanswered.sends(bytes);
+                    result
+                })
+            });
+            rings.unanswered = unanswered;
             if let Some(Some(result)) = sent {
                 return result;
             }

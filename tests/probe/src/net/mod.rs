@@ -11,6 +11,7 @@ pub mod relay;
 pub mod services;
 pub mod tcp;
 pub mod udp;
+mod unanswered;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -141,6 +142,7 @@ impl Stack {
         let delay = self.interface.poll_delay(instant(), &self.sockets);
         delay
             .map_or(limit, |delay| delay.total_micros().saturating_mul(1000))
+            .min(self.card.wait().unwrap_or(limit))
             .min(limit)
     }
 

@@ -4,7 +4,6 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -23,13 +22,16 @@ use hearth_vmm::{
 };
 use serde_json::Value;
 
-use crate::peers::QEMU_CPU;
+use crate::{console::Console, peers::QEMU_CPU};
 
 /// The memory of each probe.
 pub const MEMORY_MIB: u64 = 32;
 
 /// A machine that does not serve its console by then never will.
 const SOON: Duration = Duration::from_secs(30);
+
+/// No command of a probe takes longer; each that waits for something has a time of its own.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// Limits of a QEMU disk, in a second.
 #[derive(Clone, Copy, Debug)]
@@ -88,11 +90,10 @@ impl Nic<'_> {
     }
 }
 
-/// A running probe; it ends with this value.
+/// A running machine; it ends with this value.
 pub struct Machine {
     process: Process,
-    answers: BufReader<Box<dyn Read + Send>>,
-    commands: Box<dyn Write + Send>,
+    console: Console,
 }
 
 struct Process(Child);
@@ -155,24 +156,18 @@ impl Machine {
         command.arg("--config").arg(path).stdin(Stdio::null());
         let log = File::create(run_dir.join("log"))?;
         let process = Process(command.stdout(log.try_clone()?).stderr(log).spawn()?);
-        let mut commands = connect(&run_dir.join(run_files::CONTROL_SOCKET))?;
-        let mut answers = BufReader::new(Box::new(commands.try_clone()?) as Box<dyn Read + Send>);
+        let control = connect(&run_dir.join(run_files::CONTROL_SOCKET))?;
+        let mut console = Console::new(control.try_clone()?.into(), control.into());
         let version = PROTOCOL_VERSION;
         for request in [
             Request::Hello { version },
             Request::AttachConsole { replay: true },
         ] {
-            commands.write_all(&serde_json::to_vec(&request)?)?;
-            commands.write_all(b"\n")?;
-            let mut reply = String::new();
-            answers.read_line(&mut reply)?;
+            console.type_line(&serde_json::to_string(&request)?)?;
+            let reply = console.line(SOON)?;
             ensure!(!reply.contains("\"error\""), "{request:?}: {reply}");
         }
-        Ok(Self {
-            process,
-            answers,
-            commands: Box::new(commands),
-        })
+        Ok(Self { process, console })
     }
 
     /// QEMU's `microvm`, and perhaps a qcow2 file as its disk.
@@ -231,13 +226,10 @@ impl Machine {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process(command.spawn().context("qemu-system-x86_64")?);
-        let answers = process.0.stdout.take().context("its output")?;
-        let commands = process.0.stdin.take().context("its input")?;
-        Ok(Self {
-            process,
-            answers: BufReader::new(Box::new(answers)),
-            commands: Box::new(commands),
-        })
+        let output = process.0.stdout.take().context("its output")?;
+        let input = process.0.stdin.take().context("its input")?;
+        let console = Console::new(output.into(), input.into());
+        Ok(Self { process, console })
     }
 
     /// Waits for the first line of a probe.
@@ -254,39 +246,20 @@ impl Machine {
 
     /// Gives a command that has to work; gives its answer.
     pub fn ask(&mut self, command: &str) -> Result<Value> {
-        self.type_line(command)?;
+        self.console.type_line(command)?;
         let answer = self.line()?;
         ensure!(answer["ok"] == true, "`{command}`: {answer}");
         Ok(answer)
     }
 
-    /// Types a line on the console.
-    pub fn type_line(&mut self, line: &str) -> Result<()> {
-        self.commands.write_all(line.as_bytes())?;
-        self.commands.write_all(b"\n")?;
-        Ok(self.commands.flush()?)
-    }
-
-    /// Reads until the guest has said this.
-    pub fn wait_for(&mut self, words: &str) -> Result<()> {
-        let mut seen = Vec::new();
-        while !seen.ends_with(words.as_bytes()) {
-            let mut byte = [0];
-            if self.answers.read(&mut byte)? == 0 {
-                let said = String::from_utf8_lossy(&seen).into_owned();
-                bail!("the machine has ended before `{words}`: {said}");
-            }
-            seen.push(byte[0]);
-        }
-        Ok(())
+    /// What a guest that is no probe is talked to through.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console
     }
 
     fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            bail!("the machine has ended");
-        }
-        serde_json::from_str(line.trim()).with_context(|| format!("not JSON: {line:?}"))
+        let line = self.console.line(ANSWER)?;
+        serde_json::from_str(&line).with_context(|| format!("not JSON: {line:?}"))
     }
 }
 

@@ -3,6 +3,7 @@
 //! What is measured is in [`SECTIONS`]: each a file, which makes one or more tables.
 
 mod api;
+mod console;
 mod disk;
 mod host_file;
 mod launch;

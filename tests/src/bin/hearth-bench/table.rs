@@ -55,10 +55,17 @@ impl Row {
 
     /// A figure that the peer, mostly QEMU, has too.
     pub fn beside(what: impl Into<String>, ours: f64, peer: f64) -> Self {
+        Self::of_both(what, Some(ours), Some(peer))
+    }
+
+    /// A figure that one of the two may lack.
+    pub fn of_both(what: impl Into<String>, ours: Option<f64>, peer: Option<f64>) -> Self {
         Self {
-            peer: Some(peer),
-            ratio: Some(ours / peer),
-            ..Self::alone(what, ours)
+            what: what.into(),
+            ours,
+            peer,
+            ratio: ours.zip(peer).map(|(ours, peer)| ours / peer),
+            bare: None,
         }
     }
 }
