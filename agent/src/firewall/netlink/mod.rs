@@ -5,6 +5,7 @@
 pub mod attributes;
 pub mod batch;
 pub mod encode;
+pub mod flows;
 pub mod read;
 pub mod socket;
 

@@ -11,7 +11,7 @@ use super::{
     nft,
 };
 use crate::firewall::table::{
-    Base, Chain, Data, Element, ElementKey, Expression, Family, Rule, TABLE, Table,
+    Base, Chain, Data, Element, ElementKey, Expression, Family, Lookup, Rule, TABLE, Table,
 };
 
 /// Packets and bytes.
@@ -220,6 +220,11 @@ fn sets(
         };
         if !header.is(&SetHeader::of(set)) {
             beyond(found, format!("set {name} is of another kind"));
+        }
+        // What packets put there is right as it is.
+        if set.lookup == Lookup::Filled {
+            found.table.sets.insert(name, set.clone());
+            continue;
         }
         let counters = |_: &ElementKey, _: &str, _: Counter| {};
         let elements = elements(socket, family, &name, counters)?;
