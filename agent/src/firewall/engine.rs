@@ -90,6 +90,9 @@ impl Engine {
             });
         }
         self.claim()?;
+        let mut windows = self.policy.windows.clone();
+        self.adopt_windows(&mut windows)?;
+        Arc::make_mut(&mut self.policy).windows = windows;
         let repair = self.synchronise(true)?;
         self.cut_all(repair.as_ref());
         Ok(repair)
@@ -222,7 +225,7 @@ impl Engine {
         }
     }
 
-    fn socket(&mut self) -> Result<&mut Socket, NetlinkError> {
+    pub(super) fn socket(&mut self) -> Result<&mut Socket, NetlinkError> {
         if self.socket.is_none() {
             self.socket = Some(Socket::open(0)?);
         }

@@ -19,6 +19,7 @@ pub mod compile;
 mod conntrack;
 mod engine;
 pub mod explain;
+pub mod flows;
 mod netlink;
 pub mod policy;
 pub mod table;

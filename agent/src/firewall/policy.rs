@@ -24,6 +24,26 @@ pub struct Policy {
     pub addresses: BTreeMap<Ipv4Addr, String>,
     /// `pf-…`
     pub forwards: BTreeMap<String, Forward>,
+    /// Interfaces whose flows are counted, from the moment that there is a window.
+    pub logged: BTreeMap<String, Traffic>,
+    pub windows: Windows,
+}
+
+/// Which packets of an interface are counted by flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub accepted: bool,
+    pub refused: bool,
+}
+
+/// Spans of time in which flows are counted, each apart from the others. They are named by their
+/// beginnings: milliseconds since 1970. A new agent takes those over that the kernel has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Windows {
+    /// Packets count here.
+    pub current: Option<u64>,
+    /// Nothing is counted here any more; the counts are still there.
+    pub retired: BTreeSet<u64>,
 }
 
 /// A network: isolated from the others.
@@ -117,7 +137,7 @@ pub enum Change {
     PutNetwork(String, Network),
     RemoveNetwork(String),
     PutInterface(String, Interface),
-    /// With the addresses and forwards to it.
+    /// With the addresses and forwards to it; its flows are counted no more.
     RemoveInterface(String),
     PutGroup(String, Group),
     RemoveGroup(String),
@@ -127,6 +147,10 @@ pub enum Change {
     RemoveAddress(Ipv4Addr),
     PutForward(String, Forward),
     RemoveForward(String),
+    PutLogged(String, Traffic),
+    RemoveLogged(String),
+    /// All of them; the counts of those that are no longer named are lost.
+    PutWindows(Windows),
 }
 
 impl Policy {
@@ -140,6 +164,7 @@ impl Policy {
             Change::RemoveInterface(id) => {
                 self.addresses.retain(|_, interface| *interface != id);
                 self.forwards.retain(|_, forward| forward.interface != id);
+                self.logged.remove(&id);
                 self.interfaces.remove(&id);
             }
             Change::PutGroup(id, group) => drop(self.groups.insert(id, group)),
@@ -152,6 +177,9 @@ impl Policy {
             Change::RemoveAddress(address) => drop(self.addresses.remove(&address)),
             Change::PutForward(id, forward) => drop(self.forwards.insert(id, forward)),
             Change::RemoveForward(id) => drop(self.forwards.remove(&id)),
+            Change::PutLogged(id, traffic) => drop(self.logged.insert(id, traffic)),
+            Change::RemoveLogged(id) => drop(self.logged.remove(&id)),
+            Change::PutWindows(windows) => self.windows = windows,
         }
     }
 
@@ -172,21 +200,28 @@ impl Policy {
                 |it| Change::PutNetwork(id.clone(), it),
                 || Change::RemoveNetwork(id.clone()),
             ),
-            Change::PutInterface(id, _) => put(
-                &self.interfaces,
-                id,
-                |it| Change::PutInterface(id.clone(), it),
-                || Change::RemoveInterface(id.clone()),
-            ),
+            Change::PutInterface(id, _) => {
+                let logged = self.logged.get(id).copied();
+                let back = put(
+                    &self.interfaces,
+                    id,
+                    |it| Change::PutInterface(id.clone(), it),
+                    || Change::RemoveInterface(id.clone()),
+                );
+                let logged = logged.map(|it| Change::PutLogged(id.clone(), it));
+                back.into_iter().chain(logged).collect()
+            }
             Change::RemoveInterface(id) => {
                 let interface = self.interfaces.get(id).cloned();
                 let interface = interface.map(|it| Change::PutInterface(id.clone(), it));
                 let addresses = self.addresses.iter().filter(|(_, it)| *it == id);
                 let forwards = self.forwards.iter().filter(|(_, it)| it.interface == *id);
+                let logged = self.logged.get(id).copied();
                 interface
                     .into_iter()
                     .chain(addresses.map(|(it, id)| Change::PutAddress(*it, id.clone())))
                     .chain(forwards.map(|(id, it)| Change::PutForward(id.clone(), it.clone())))
+                    .chain(logged.map(|it| Change::PutLogged(id.clone(), it)))
                     .collect()
             }
             Change::PutGroup(id, _) | Change::RemoveGroup(id) => put(
@@ -213,6 +248,13 @@ impl Policy {
                 |it| Change::PutForward(id.clone(), it),
                 || Change::RemoveForward(id.clone()),
             ),
+            Change::PutLogged(id, _) | Change::RemoveLogged(id) => put(
+                &self.logged,
+                id,
+                |it| Change::PutLogged(id.clone(), it),
+                || Change::RemoveLogged(id.clone()),
+            ),
+            Change::PutWindows(_) => vec![Change::PutWindows(self.windows.clone())],
         }
     }
 

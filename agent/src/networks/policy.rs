@@ -21,5 +21,6 @@ pub fn load(connection: &Connection) -> ApiResult<Policy> {
         forwards: forwards.map(|it| (it.id.clone(), it.policy())).collect(),
         groups,
         prefix_lists,
+        ..Policy::default()
     })
 }

@@ -58,6 +58,16 @@ pub fn affected(before: &Policy, change: &Change) -> BTreeSet<Unit> {
         Change::PutForward(id, _) | Change::RemoveForward(id) => {
             units.insert(Unit::Forward(id.clone()));
         }
+        Change::PutLogged(id, _) | Change::RemoveLogged(id) => {
+            units.insert(Unit::Interface(id.clone()));
+        }
+        Change::PutWindows(windows) => {
+            units.insert(Unit::Base);
+            // Only whether there is one matters to interfaces.
+            if windows.current.is_some() != before.windows.current.is_some() {
+                units.extend(before.logged.keys().cloned().map(Unit::Interface));
+            }
+        }
     }
     units
 }

@@ -6,7 +6,10 @@ use crate::firewall::{
     table::{Data, Element, ElementKey, Field, Rule, Table, Tables, key, rule},
 };
 
-use super::{base::GATEWAY_LINK_LOCAL, group};
+use super::{
+    base::{GATEWAY_LINK_LOCAL, flows},
+    group,
+};
 
 pub fn compile(policy: &Policy, id: &str, tables: &mut Tables) {
     let Some(interface) = policy.interfaces.get(id) else {
@@ -59,6 +62,7 @@ pub fn compile(policy: &Policy, id: &str, tables: &mut Tables) {
         let private = ElementKey::exact(key().ipv4(interface.ipv4).build());
         tables.inet.element("private4", private, element);
     }
+    flows::interface(policy, id, tap, &mut tables.inet);
     groups(policy, id, interface, network, &mut tables.inet);
 }
 

@@ -191,7 +191,7 @@ fn compile(policy: &Policy, unit: &Unit, places: &Places) -> Part {
     }
     let mut part = Part::default();
     match unit {
-        Unit::Base => part.tables = base::tables(),
+        Unit::Base => part.tables = base::tables(policy),
         Unit::Network(id) => lists::network(policy, id, &mut part.tables.inet),
         Unit::Interface(id) => interface::compile(policy, id, &mut part.tables),
         Unit::Group(id) => group::compile(policy, id, places, &mut part),

@@ -82,6 +82,7 @@ impl Scope {
                 }
             }
             Change::RemoveForward(id) => self.forward(before, id),
+            Change::PutLogged(..) | Change::RemoveLogged(_) | Change::PutWindows(_) => {}
         }
     }
 

@@ -14,14 +14,18 @@ const NF_DROP: u32 = 0;
 pub const NF_ACCEPT: u32 = 1;
 pub const NFT_JUMP: u32 = -3i32 as u32;
 const NFT_GOTO: u32 = -4i32 as u32;
+const NFT_RETURN: u32 = -5i32 as u32;
+/// `NFT_DYNSET_OP_ADD`
+const DYNSET_ADD: u32 = 0;
 const REG_VERDICT: u32 = 0;
 const NFPROTO_IPV4: u32 = 2;
 
 /// `NFT_SET_ANONYMOUS`: a part of a rule.
 pub const SET_ANONYMOUS: u32 = 0x1;
-/// `NFT_SET_INTERVAL`, `NFT_SET_MAP`, `NFT_SET_CONCAT`
+/// `NFT_SET_INTERVAL`, `NFT_SET_MAP`, `NFT_SET_EVAL`, `NFT_SET_CONCAT`
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+pub const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 /// `NFT_DATA_VERDICT` as the type of a map's data.
 pub const VERDICT_TYPE: u32 = 0xffff_ff00;
@@ -180,6 +184,18 @@ pub fn expression(expression: &Expression) -> Vec<u8> {
             verdict(it, 2, NFT_GOTO, Some(chain));
             "immediate"
         }
+        E::Return => {
+            it.u32(1, REG_VERDICT);
+            verdict(it, 2, NFT_RETURN, None);
+            "immediate"
+        }
+        E::Count {
+            set,
+            register: from,
+        } => {
+            it.string(1, set).u32(3, DYNSET_ADD).u32(4, register(*from));
+            "dynset"
+        }
         E::Snat { address } => {
             let address = register(*address);
             it.u32(1, 0).u32(2, NFPROTO_IPV4);
@@ -275,6 +291,9 @@ impl SetHeader {
         header.key_len = key_len;
         header.counters = set.counters;
         header.names = set.key == [Field::Interface];
+        if set.lookup == Lookup::Filled {
+            header.flags |= SET_EVAL;
+        }
         if set.lookup == Lookup::Ranges {
             header.flags |= SET_INTERVAL;
             if set.key.len() > 1 {

@@ -168,7 +168,11 @@ fn sets(
         if header.flags & encode::SET_ANONYMOUS != 0 {
             continue;
         }
-        let elements = elements(socket, family, &name, |_, _, _| {})?;
+        // What packets put there is right as it is.
+        let elements = match header.flags & encode::SET_EVAL {
+            0 => elements(socket, family, &name, |_, _, _| {})?,
+            _ => BTreeMap::new(),
+        };
         if !elements.is_empty() {
             raw.elements.insert(name.clone(), elements);
         }

@@ -94,6 +94,14 @@ pub enum Expression {
         port: Option<usize>,
     },
     Masquerade,
+    /// Counts the packet in the set's element for the key, which is made if it is not there; goes
+    /// on if it counts.
+    Count {
+        set: String,
+        register: usize,
+    },
+    /// Back to where the chain was jumped to from.
+    Return,
     /// To this host, to the port in the register.
     Redirect {
         port: usize,
@@ -110,6 +118,7 @@ const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const CT_STATE: u32 = 0;
+const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_PROTO_DST: u32 = 12;
 const CT_SRC_IP: u32 = 19;
@@ -207,6 +216,10 @@ impl RuleBuilder {
         self.meta(META_L4PROTO).test(true, &[protocol])
     }
 
+    pub fn protocol_is_not(self, protocol: u8) -> Self {
+        self.meta(META_L4PROTO).test(false, &[protocol])
+    }
+
     pub fn ct_state(self, equal: bool, state: CtState) -> Self {
         self.push(E::Ct {
             key: CT_STATE,
@@ -214,6 +227,30 @@ impl RuleBuilder {
             register: 0,
         })
         .test(equal, &(state as u32).to_ne_bytes())
+    }
+
+    /// No connection of any kind: what is not tracked, or can't be.
+    pub fn of_no_connection(self) -> Self {
+        let tracked = CtState::Established as u32 | CtState::Related as u32 | CtState::New as u32;
+        self.push(E::Ct {
+            key: CT_STATE,
+            direction: None,
+            register: 0,
+        })
+        .push(E::Mask {
+            mask: tracked.to_ne_bytes().to_vec(),
+            register: 0,
+        })
+        .test(true, &0u32.to_ne_bytes())
+    }
+
+    pub fn ct_direction(self, direction: Direction) -> Self {
+        self.push(E::Ct {
+            key: CT_DIRECTION,
+            direction: None,
+            register: 0,
+        })
+        .test(true, &[u8::from(direction == Direction::Reply)])
     }
 
     /// Whether the connection's destination was translated.
@@ -377,6 +414,10 @@ impl RuleBuilder {
         })
     }
 
+    pub fn key_source_port(self) -> Self {
+        self.key_payload(Field::Port, 2, 0)
+    }
+
     pub fn key_destination_port(self) -> Self {
         self.key_payload(Field::Port, 2, 2)
     }
@@ -397,6 +438,11 @@ impl RuleBuilder {
 
     /// The destination that the connection was opened to, before any translation.
     pub fn key_ct_destination(self, field: Field) -> Self {
+        self.key_ct_destination_of(field, Direction::Original)
+    }
+
+    /// The destination of packets in one direction, as they are sent.
+    pub fn key_ct_destination_of(self, field: Field, direction: Direction) -> Self {
         let key = if field == Field::Ipv6 {
             CT_DST_IP6
         } else {
@@ -404,15 +450,19 @@ impl RuleBuilder {
         };
         self.load(field, |register| E::Ct {
             key,
-            direction: Some(Direction::Original),
+            direction: Some(direction),
             register,
         })
     }
 
     pub fn key_ct_destination_port(self) -> Self {
+        self.key_ct_destination_port_of(Direction::Original)
+    }
+
+    pub fn key_ct_destination_port_of(self, direction: Direction) -> Self {
         self.load(Field::Port, |register| E::Ct {
             key: CT_PROTO_DST,
-            direction: Some(Direction::Original),
+            direction: Some(direction),
             register,
         })
     }
@@ -461,6 +511,16 @@ impl RuleBuilder {
 
     pub fn goto(self, chain: &str) -> Rule {
         self.push(E::Goto(chain.to_owned())).end()
+    }
+
+    pub fn back(self) -> Rule {
+        self.push(E::Return).end()
+    }
+
+    /// Counts by the key that was loaded, and goes back; goes on if the set is full.
+    pub fn count(self, set: &str) -> Rule {
+        let set = set.to_owned();
+        self.push(E::Count { set, register: 0 }).back()
     }
 
     /// What the map says of the key that was loaded.

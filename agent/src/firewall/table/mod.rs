@@ -134,6 +134,8 @@ pub enum Lookup {
     Exact,
     /// Each field is between first and last; elements do not overlap.
     Ranges,
+    /// As `Exact`, and packets add the elements: what is in there is the kernel's alone.
+    Filled,
 }
 
 /// What a set says of a key.

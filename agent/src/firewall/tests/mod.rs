@@ -6,6 +6,7 @@ mod random;
 mod world;
 
 mod changes;
+mod flows;
 mod forwarding;
 mod oracle;
 mod properties;

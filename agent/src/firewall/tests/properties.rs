@@ -8,9 +8,14 @@ use super::{
 };
 use crate::firewall::{
     compile::{Parts, affected},
-    policy::{Change, Policy},
+    policy::{Change, Policy, Traffic, Windows},
     table::{Lookup, Tables, diff},
 };
+
+fn windows(current: Option<u64>, retired: &[u64]) -> Change {
+    let retired = retired.iter().copied().collect();
+    Change::PutWindows(Windows { current, retired })
+}
 
 #[test]
 fn changes_one_by_one_come_to_the_same_as_all_at_once() {
@@ -18,6 +23,10 @@ fn changes_one_by_one_come_to_the_same_as_all_at_once() {
         let mut random = Random(seed);
         let mut policy = policy(GUESTS);
         let mut parts = Parts::of(&policy, &Default::default());
+        let all = Traffic {
+            accepted: true,
+            refused: true,
+        };
         for round in 0..80 {
             let change = match round {
                 // The last network goes, and comes again.
@@ -25,6 +34,12 @@ fn changes_one_by_one_come_to_the_same_as_all_at_once() {
                 41 => Change::RemoveNetwork(policy.networks.keys().next().expect("one").clone()),
                 43 => Change::PutNetwork(format!("net-{:017x}", 0), super::world::network(0)),
                 50 => Change::PutNetwork(format!("net-{:017x}", 1), super::world::network(1)),
+                10 => Change::PutLogged(super::world::eni(0), all),
+                20 => windows(Some(1000), &[]),
+                30 => Change::PutLogged(super::world::eni(1), all),
+                42 => windows(Some(2000), &[1000]),
+                60 => Change::RemoveLogged(super::world::eni(1)),
+                70 => windows(None, &[2000]),
                 _ => random.change(&policy),
             };
             let before = policy.clone();

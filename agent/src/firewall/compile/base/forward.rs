@@ -88,8 +88,8 @@ pub fn egress(table: &mut Table) {
             marked(),
             rule().ct_state(true, CtState::Established).accept(),
             rule().ct_state(true, CtState::Related).accept(),
-            rule().ct_state(false, CtState::New).drop(),
-            rule().tcp_not_first().drop(),
+            rule().ct_state(false, CtState::New).goto("refused-in"),
+            rule().tcp_not_first().goto("refused-in"),
             rule().accept(),
         ],
     );

@@ -5,8 +5,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
-use crate::firewall::table::{Base, Chain, Rule, Table, Tables, rule};
+use crate::firewall::{
+    policy::Policy,
+    table::{Base, Chain, Rule, Table, Tables, rule},
+};
 
+pub mod flows;
 mod forward;
 mod host;
 mod sets;
@@ -41,7 +45,7 @@ const ICMPV6: u8 = 58;
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 const ON_LINK: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
 
-pub fn tables() -> Tables {
+pub fn tables(policy: &Policy) -> Tables {
     let mut inet = Table::default();
     sets::sets(&mut inet);
     spoofing::spoofing(&mut inet);
@@ -49,6 +53,7 @@ pub fn tables() -> Tables {
     forward::egress(&mut inet);
     forward::ingress(&mut inet);
     host::host(&mut inet);
+    flows::flows(&policy.windows, &mut inet);
     let mut arp = Table::default();
     spoofing::arp_spoofing(&mut arp);
     Tables { inet, arp }
