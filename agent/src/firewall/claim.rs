@@ -15,6 +15,8 @@ use std::{
         },
     },
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -25,6 +27,10 @@ use super::{
 
 /// The abstract socket's name.
 const NAME: &[u8] = b"hearth-networks";
+
+/// How long another one may take to let go of it, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Who makes tables: the agent with this state directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,8 +112,7 @@ impl Claim {
     /// # Errors
     /// [`FirewallError::Nftables`] says whose it is.
     pub fn take(socket: &mut Socket, owner: &Owner) -> Result<Self, FirewallError> {
-        let name = SocketAddr::from_abstract_name(NAME);
-        let bound = match name.and_then(|name| UnixDatagram::bind_addr(&name)) {
+        let bound = match bind() {
             Ok(bound) => bound,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 let by = match Maker::find(socket, owner) {
@@ -131,6 +136,22 @@ impl Claim {
                  hearth` and `nft delete table arp hearth`"
             ))),
             Maker::Nobody | Maker::Us | Maker::Unknown => Ok(Self { _socket: bound }),
+        }
+    }
+}
+
+/// An agent that just ended may live on for a moment in a child that is not executed yet.
+fn bind() -> io::Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(NAME)?;
+    let start = Instant::now();
+    loop {
+        match UnixDatagram::bind_addr(&name) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PATIENCE =>
+            {
+                thread::sleep(PAUSE);
+            }
+            done => return done,
         }
     }
 }

@@ -80,7 +80,9 @@ impl Packet {
         match self.protocol {
             6 => {
                 payload[0..4].rotate_left(2);
-                payload[8..12].copy_from_slice(&1001u32.to_be_bytes());
+                let asked = self.payload[4..8].try_into().expect("a sequence number");
+                let next = u32::from_be_bytes(asked).wrapping_add(1);
+                payload[8..12].copy_from_slice(&next.to_be_bytes());
                 payload[13] = SYN | ACK;
             }
             17 => payload[0..4].rotate_left(2),
