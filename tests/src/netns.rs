@@ -34,17 +34,30 @@ pub struct Netns {
 impl Netns {
     /// Makes one, with its loopback interface up.
     pub fn new() -> Result<Self> {
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo; exec cat"])
+        let mut unshare = Command::new("unshare");
+        let netns = Self::held_by(unshare.arg("--net"))?;
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// The same one, for somebody else to hold.
+    pub fn share(&self) -> Result<Self> {
+        let mut nsenter = Command::new("nsenter");
+        Self::held_by(nsenter.arg(format!("--net=/proc/{}/ns/net", self.holder.id())))
+    }
+
+    fn held_by(enter: &mut Command) -> Result<Self> {
+        let mut holder = enter
+            .args(["sh", "-c", "echo; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("starting unshare")?;
+            .context("starting the holder of a network namespace")?;
         let made = (|| {
             let stdout = holder.stdout.take().context("no pipe")?;
             let mut line = String::new();
             BufReader::new(stdout).read_line(&mut line)?;
-            ensure!(line == "\n", "unshare --net does not work here");
+            ensure!(line == "\n", "there is no network namespace to be had here");
             Ok(File::open(format!("/proc/{}/ns/net", holder.id()))?)
         })();
         let namespace = match made {
@@ -55,9 +68,7 @@ impl Netns {
                 return Err(error);
             }
         };
-        let netns = Self { holder, namespace };
-        netns.ip("link set lo up")?;
-        Ok(netns)
+        Ok(Self { holder, namespace })
     }
 
     /// A command that runs in there.
@@ -72,25 +83,6 @@ impl Netns {
     /// Runs `ip` with these words in there; gives what it prints.
     pub fn ip(&self, words: &str) -> Result<String> {
         output_of(self.command("ip").args(words.split(' ')))
-    }
-
-    /// Makes a pair of links: `name` in here with one address, `peer` in the other namespace with
-    /// another one. Addresses such as `203.0.113.1/24`.
-    pub fn connect(
-        &self,
-        (name, address): (&str, &str),
-        other: &Netns,
-        (peer, its): (&str, &str),
-    ) -> Result<()> {
-        let pid = other.holder.id();
-        self.ip(&format!(
-            "link add {name} type veth peer name {peer} netns {pid}"
-        ))?;
-        self.ip(&format!("addr add {address} dev {name}"))?;
-        self.ip(&format!("link set {name} up"))?;
-        other.ip(&format!("addr add {its} dev {peer}"))?;
-        other.ip(&format!("link set {peer} up"))?;
-        Ok(())
     }
 
     /// A process in there, by its id.
@@ -122,18 +114,20 @@ impl Netns {
         Ok(())
     }
 
-    /// Makes a link to another namespace: an interface here and one there, both up, with these
-    /// names, hardware addresses and addresses (such as `203.0.113.1/24`).
-    pub fn link_to(&self, other: &Netns, here: [&str; 3], there: [&str; 3]) -> Result<()> {
-        let ([name, mac, address], [their_name, their_mac, their_address]) = (here, there);
+    /// Makes a link to another namespace: an interface here and one there, both up.
+    pub fn connect(&self, here: &LinkEnd<'_>, other: &Netns, there: &LinkEnd<'_>) -> Result<()> {
+        let mac = |end: &LinkEnd<'_>| end.mac.map_or(String::new(), |it| format!(" address {it}"));
         self.ip(&format!(
-            "link add {name} address {mac} type veth peer name {their_name} address {their_mac} \
-             netns {}",
+            "link add {}{} type veth peer name {}{} netns {}",
+            here.name,
+            mac(here),
+            there.name,
+            mac(there),
             other.holder.id()
         ))?;
-        for (netns, name, address) in [(self, name, address), (other, their_name, their_address)] {
-            netns.ip(&format!("addr add {address} dev {name}"))?;
-            netns.ip(&format!("link set {name} up"))?;
+        for (netns, end) in [(self, here), (other, there)] {
+            netns.ip(&format!("addr add {} dev {}", end.address, end.name))?;
+            netns.ip(&format!("link set {} up", end.name))?;
         }
         Ok(())
     }
@@ -177,6 +171,28 @@ impl Netns {
             )?;
             Ok(UdpSocket::from(socket))
         })
+    }
+}
+
+/// One end of a link between namespaces.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkEnd<'a> {
+    /// The interface's name.
+    pub name: &'a str,
+    /// With its prefix, such as `203.0.113.1/24`.
+    pub address: &'a str,
+    /// Its hardware address; the kernel picks one if none is given.
+    pub mac: Option<&'a str>,
+}
+
+impl<'a> LinkEnd<'a> {
+    /// With a hardware address at random.
+    pub fn new(name: &'a str, address: &'a str) -> Self {
+        Self {
+            name,
+            address,
+            mac: None,
+        }
     }
 }
 

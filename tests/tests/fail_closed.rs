@@ -1,7 +1,13 @@
 //! Whatever happens to the rules or to the agent: what no rule allows does not pass, and what the
 //! rules allow is what they said before or after a change, never something else.
 
-use std::process::Stdio;
+use std::{
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use hearth_proto::v1::{
@@ -172,6 +178,41 @@ async fn rules_that_were_broken_while_the_agent_was_down_are_back_with_it() -> R
         ensure!(!scene.holds().with_context(|| harm.to_owned())?, "{harm}");
     }
     scene.hearth.start_agent().await?;
+    scene.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taps_are_down_while_the_rules_are_not_in_force() -> Result<()> {
+    needs_kvm!();
+    needs_network!();
+    let mut scene = Scene::new().await?;
+    let tap = scene.lab.guests[0].interface.tap_name.clone();
+    let is_up = |scene: &Scene| -> Result<bool> {
+        let link = scene
+            .hearth
+            .netns()?
+            .ip(&format!("-o link show dev {tap}"))?;
+        Ok(link.contains(",UP"))
+    };
+    ensure!(is_up(&scene)?);
+    scene.hearth.kill_agent()?;
+    scene.nft("flush ruleset")?;
+    // Somebody has what an agent with networks needs, so that it can't have rules.
+    let socket = scene.hearth.netns()?.enter(|| {
+        let name = SocketAddr::from_abstract_name("hearth-networks")?;
+        Ok(UnixDatagram::bind_addr(&name)?)
+    })?;
+    scene.hearth.start_agent().await?;
+    ensure!(!is_up(&scene)?, "open, since there are no rules");
+    drop(socket);
+    // Any change of rules has it look again.
+    scene.nft("add table inet others")?;
+    hearth_tests::eventually(async || {
+        ensure!(is_up(&scene)?, "still down");
+        Ok(())
+    })
+    .await?;
+    ensure!(!scene.holds()?);
     scene.finish().await
 }
 

@@ -16,6 +16,7 @@ use hearth_proto::v1::{
 };
 use hearth_tests::{
     Expect, Guest, Hearth, Netns, Probe, needs_kvm, needs_network,
+    netns::LinkEnd,
     networks::{in_network, ipv4_address, nothing_left_on_the_host},
     security_groups::{EVERYBODY, all_of, block},
 };
@@ -34,9 +35,9 @@ const PEER: &str = "203.0.113.2";
 async fn hearth_with_outside() -> Result<(Hearth, Netns)> {
     let (netns, outside) = (Netns::new()?, Netns::new()?);
     netns.connect(
-        ("uplink", "203.0.113.1/24"),
+        &LinkEnd::new("uplink", "203.0.113.1/24"),
         &outside,
-        ("eth0", "203.0.113.2/24"),
+        &LinkEnd::new("eth0", "203.0.113.2/24"),
     )?;
     Ok((Hearth::start_in(Some(netns)).await?, outside))
 }

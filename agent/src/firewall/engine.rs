@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    thread::{MembarrierCommand, membarrier},
+};
 
 use super::{
     Counter, Dropped, FirewallError, Repair,
@@ -40,6 +43,11 @@ pub struct Engine {
     generation: Option<u32>,
     /// What a change found wrong and repaired on its way.
     untold: Option<Repair>,
+    /// Changes so far.
+    changes: u64,
+    /// By the number of the change: connections that were beginning when it was made have yet to be
+    /// looked for there.
+    late: Vec<(u64, Scope)>,
 }
 
 /// Changes that belong together.
@@ -48,15 +56,6 @@ pub struct Request {
     pub changes: Vec<Change>,
     /// Connections that are no longer admitted end.
     pub cut: bool,
-}
-
-/// Connections that ended with changes.
-#[derive(Debug)]
-pub struct Cuts {
-    /// For each request.
-    pub counts: Vec<Result<u64, FirewallError>>,
-    /// Where they were looked for.
-    pub scopes: Vec<Scope>,
 }
 
 impl Engine {
@@ -151,8 +150,16 @@ impl Engine {
     }
 
     /// Makes the changes of all requests in one transaction. The answer has one entry for each: of
-    /// connections that were cut.
-    pub fn apply(&mut self, requests: &[Request]) -> Result<Cuts, FirewallError> {
+    /// connections that were cut. They either all cut connections or all keep them.
+    pub fn apply(
+        &mut self,
+        requests: &[Request],
+    ) -> Result<Vec<Result<u64, FirewallError>>, FirewallError> {
+        // What is kept now must not be taken for what an earlier change took away.
+        if requests.iter().any(|it| !it.cut) && !self.late.is_empty() {
+            wait_for_packets();
+            self.cut_late(self.changes);
+        }
         let mut units = BTreeSet::new();
         let mut undo = Vec::new();
         let mut scopes = Vec::new();
@@ -200,7 +207,31 @@ impl Engine {
             return Err(error);
         }
         let counts = self.cut(&scopes);
-        Ok(Cuts { counts, scopes })
+        self.changes += 1;
+        scopes.retain(|it| !it.is_empty());
+        let scopes = scopes.into_iter().map(|it| (self.changes, it));
+        self.late.extend(scopes);
+        Ok(counts)
+    }
+
+    /// The number of the last change, if connections that were beginning then have yet to be looked
+    /// for.
+    pub fn late(&self) -> Option<u64> {
+        self.late.last().map(|it| it.0)
+    }
+
+    /// Ends connections that began by the rules of before, up to a change: after
+    /// [`wait_for_packets`].
+    pub fn cut_late(&mut self, change: u64) {
+        let late = self.late.extract_if(.., |it| it.0 <= change);
+        let scopes: Vec<Scope> = late.map(|it| it.1).collect();
+        for result in self.cut(&scopes) {
+            match result {
+                Ok(0) => {}
+                Ok(cut) => tracing::debug!("{cut} connections that began during a change end"),
+                Err(error) => tracing::warn!("connections that began during a change: {error}"),
+            }
+        }
     }
 
     /// Ends connections in each of `scopes`; says how many.
@@ -400,6 +431,14 @@ impl Engine {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A packet that was under way while the rules changed passed by the old ones, and its connection
+/// may not have been in the list yet. Once each processor is done with what it had begun (RCU; tens
+/// of milliseconds), it is. Kernels with nohz_full processors don't offer this wait; there it
+/// returns at once.
+pub fn wait_for_packets() {
+    let _ = membarrier(MembarrierCommand::Global);
 }
 
 fn repair_table(

@@ -10,7 +10,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -28,7 +27,6 @@ mod tests;
 mod watch;
 
 pub use claim::Owner;
-use conntrack::Scope;
 use engine::{Engine, Request};
 use netlink::NetlinkError;
 pub use netlink::read::Counter;
@@ -235,44 +233,33 @@ impl Inner {
         }
         let (requests, done): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|it| (it.request, it.done)).unzip();
-        let mut scopes = Vec::new();
-        let mut apply = |requests: &[Request]| {
-            let mut cuts = engine.apply(requests)?;
-            scopes.append(&mut cuts.scopes);
-            Ok(cuts.counts)
+        // Those that keep connections are made apart from those that cut them.
+        let alike = requests.windows(2).all(|it| it[0].cut == it[1].cut);
+        let results = if alike {
+            match engine.apply(&requests) {
+                Ok(results) => results,
+                // One of them is at fault: each for itself.
+                Err(_) if requests.len() > 1 => one_by_one(&mut engine, &requests),
+                Err(error) => vec![Err(error)],
+            }
+        } else {
+            one_by_one(&mut engine, &requests)
         };
-        let results = match apply(&requests) {
-            Ok(results) => results,
-            // One of them is at fault: each for itself.
-            Err(_) if requests.len() > 1 => requests
-                .chunks(1)
-                .map(|request| apply(request)?.pop().unwrap_or(Ok(0)))
-                .collect(),
-            Err(error) => vec![Err(error)],
-        };
+        let late = engine.late();
         drop(engine);
         for (done, result) in done.into_iter().zip(results) {
             // Whoever asked may be gone.
             let _ = done.send(result);
         }
-        self.cut_stragglers(&scopes);
+        if let Some(change) = late {
+            engine::wait_for_packets();
+            lock(&self.engine).cut_late(change);
+        }
     }
+}
 
-    /// A packet that was under way while the rules changed passed by the old ones, and its
-    /// connection may not have been in the list yet. Once each processor is done with what it had
-    /// begun (RCU; tens of milliseconds), it is. Kernels with nohz_full processors don't offer this
-    /// wait; there the second look follows at once.
-    fn cut_stragglers(&self, scopes: &[Scope]) {
-        if scopes.iter().all(Scope::is_empty) {
-            return;
-        }
-        let _ = membarrier(MembarrierCommand::Global);
-        for result in lock(&self.engine).cut(scopes) {
-            match result {
-                Ok(0) => {}
-                Ok(cut) => tracing::debug!("{cut} connections that began during a change end"),
-                Err(error) => tracing::warn!("connections that began during a change: {error}"),
-            }
-        }
-    }
+fn one_by_one(engine: &mut Engine, requests: &[Request]) -> Vec<Result<u64, FirewallError>> {
+    let each = requests.chunks(1);
+    each.map(|request| engine.apply(request)?.pop().unwrap_or(Ok(0)))
+        .collect()
 }

@@ -15,8 +15,8 @@ use crate::{Netns, Probe};
 const CONTROL: u16 = 0x88b5;
 const SEND: u8 = 1;
 const END: u8 = 2;
-const RECEIVED: u8 = 17;
-const SENT: u8 = 18;
+const RECEIVED: u8 = 3;
+const SENT: u8 = 4;
 const HEADER_BYTES: usize = 14;
 /// Most bytes of frames in a message.
 const MESSAGE_BYTES: usize = 1900;
@@ -42,6 +42,8 @@ pub struct GuestEnd {
     /// Its IPv6 address, if it has one.
     pub ipv6: Option<Ipv6Addr>,
     control: Wire,
+    /// Its place among the cards that the guest lends.
+    place: u8,
     /// The host's side of its tap, to send markers.
     tap: Wire,
     number: u32,
@@ -65,43 +67,65 @@ pub fn relayed(netns: &Netns, control: &str) -> Result<impl FnOnce(&mut RunInsta
 }
 
 impl GuestEnd {
-    /// Takes the card of a probe that was started with [`relayed`].
-    pub async fn new(netns: &Netns, mut probe: Probe<'_>, control: &str) -> Result<Self> {
-        let interface = probe.guest.interface().await?;
+    /// Takes the card of a probe that was started with [`relayed`] and one interface.
+    pub async fn new(netns: &Netns, probe: Probe<'_>, control: &str) -> Result<Self> {
+        let mut all = Self::all_of(netns, probe, control).await?;
+        ensure!(all.len() == 1, "{} interfaces", all.len());
+        all.pop().context("no card")
+    }
+
+    /// Takes the cards of all interfaces in networks of a probe that was started with [`relayed`].
+    pub async fn all_of(netns: &Netns, mut probe: Probe<'_>, control: &str) -> Result<Vec<Self>> {
+        let interfaces = probe.guest.describe().await?.network_interfaces;
         let machine = probe.expect_ok("identify").await?;
         let nics = machine["nics"].as_array().context("no cards")?;
-        let lent = nics
-            .iter()
-            .position(|it| it["mac"] == interface.mac_address);
-        let (lent, other) = match lent {
-            Some(0) => (0, 1),
-            Some(1) => (1, 0),
-            _ => anyhow::bail!("not two cards, one of {interface:?}: {machine}"),
+        let mut free: Vec<usize> = (0..nics.len()).collect();
+        let mut lent = Vec::new();
+        let mut ends = Vec::new();
+        for (place, interface) in (0..).zip(interfaces) {
+            let nic = nics
+                .iter()
+                .position(|it| it["mac"] == interface.mac_address);
+            let nic = nic.with_context(|| format!("no card of {interface:?}: {machine}"))?;
+            free.retain(|it| *it != nic);
+            lent.push(nic.to_string());
+            ends.push(Self {
+                instance: probe.guest.id.clone(),
+                mac: mac(&interface.mac_address)?,
+                ipv4: interface.private_ipv4.parse()?,
+                ipv6: match interface.private_ipv6.as_str() {
+                    "" => None,
+                    text => Some(text.parse()?),
+                },
+                control: Wire::open(netns, control, CONTROL)?,
+                place,
+                tap: Wire::open(netns, &interface.tap_name, 0)?,
+                interface,
+                number: 0,
+                waiting: Vec::new(),
+                inbox: Vec::new(),
+            });
+        }
+        let [other] = free[..] else {
+            anyhow::bail!("not one card for control: {machine}");
         };
-        let mut end = Self {
-            instance: probe.guest.id.clone(),
-            mac: mac(&interface.mac_address)?,
-            ipv4: interface.private_ipv4.parse()?,
-            ipv6: match interface.private_ipv6.as_str() {
-                "" => None,
-                text => Some(text.parse()?),
-            },
-            control: Wire::open(netns, control, CONTROL)?,
-            tap: Wire::open(netns, &interface.tap_name, 0)?,
-            interface,
-            number: 0,
-            waiting: Vec::new(),
-            inbox: Vec::new(),
-        };
-        let command = format!("relay nic={lent} control={other}");
+        let command = format!("relay nic={} control={other}", lent.join(","));
         probe.send(&command).await?;
-        // It answers only when it ends, or when it can't. What comes before it listens is lost.
+        for end in &mut ends {
+            end.listens(&mut probe, &command).await?;
+        }
+        Ok(ends)
+    }
+
+    /// Waits until the probe relays. It answers only when it ends, or when it can't. What comes
+    /// before it listens is lost.
+    async fn listens(&mut self, probe: &mut Probe<'_>, command: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let mut again = Instant::now();
-        while end.number == 0 || !end.waiting.is_empty() {
+        while self.number == 0 || !self.waiting.is_empty() {
             if Instant::now() >= again {
-                end.waiting.clear();
-                end.message(SEND, &[])?;
+                self.waiting.clear();
+                self.message(SEND, &[])?;
                 again = Instant::now() + AGAIN;
             }
             if let Ok(answer) = tokio::time::timeout(LOOK, probe.answer()).await {
@@ -112,9 +136,9 @@ impl GuestEnd {
                 "no relay: {}",
                 probe.guest.logs()
             );
-            end.take()?;
+            self.take()?;
         }
-        Ok(end)
+        Ok(())
     }
 
     /// Its address of a family.
@@ -159,6 +183,7 @@ impl GuestEnd {
             self.hear(Instant::now() + PATIENCE)?;
         }
         self.number += 1;
+        let kind = self.place << 4 | kind;
         let message = [&[kind], &self.number.to_be_bytes()[..], content].concat();
         let frame = packet::frame([2, 0, 0, 0, 0, 1], [0xff; 6], CONTROL, &message);
         self.control.send(&frame)?;
@@ -190,7 +215,11 @@ impl GuestEnd {
             let body = message.get(HEADER_BYTES..).context("a short message")?;
             let (head, mut rest) = body.split_at_checked(5).context("a short message")?;
             let number = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-            match head[0] {
+            // Those of the guest's other cards come here as well.
+            if head[0] >> 4 != self.place {
+                continue;
+            }
+            match head[0] & 15 {
                 SENT => self.waiting.retain(|it| *it != number),
                 RECEIVED => {
                     while let Some((length, after)) = rest.split_first_chunk() {

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::{
     AuthorizeSecurityGroupRequest, CreatePrefixListRequest, CreateSecurityGroupRequest,
-    DeleteSecurityGroupRequest, DescribeSecurityGroupsRequest, Direction, ModifyPrefixListRequest,
-    PrefixListEntry, ReplaceInstanceSecurityGroupsRequest, RevokeSecurityGroupRequest,
-    SecurityGroup,
+    DeleteSecurityGroupRequest, DescribeSecurityGroupsRequest, Direction,
+    ModifyNetworkInterfaceRequest, ModifyPrefixListRequest, PrefixListEntry,
+    ReplaceInstanceSecurityGroupsRequest, RevokeSecurityGroupRequest, SecurityGroup,
 };
 use hearth_tests::{Hearth, net::Random};
 use ipnet::IpNet;
@@ -20,6 +20,13 @@ use crate::{
 /// Rules of a group in one direction, at most; prefix lists count as several.
 const RULES_MOST: usize = 10;
 const LIST_ENTRIES_MOST: usize = 5;
+
+/// What is said of a change that cuts no connection ends so.
+pub const KEPT: &str = ", connections kept";
+
+fn kept(said: String, keep: bool) -> String {
+    said + if keep { KEPT } else { "" }
+}
 
 fn direction(ingress: bool) -> i32 {
     if ingress {
@@ -100,7 +107,7 @@ async fn revoke_all_outbound(hearth: &Hearth, model: &mut Model, id: &str) -> Re
         .filter(|(_, it)| !it.ingress)
         .map(|it| it.0.clone())
         .collect();
-    revoke(hearth, model, id, false, ids).await
+    revoke(hearth, model, id, (false, false), ids).await
 }
 
 /// A new prefix list with two random blocks of a family.
@@ -172,13 +179,14 @@ async fn revoke(
     hearth: &Hearth,
     model: &mut Model,
     id: &str,
-    ingress: bool,
+    (ingress, keep): (bool, bool),
     rule_ids: Vec<String>,
 ) -> Result<()> {
     let request = RevokeSecurityGroupRequest {
         security_group_id: id.to_owned(),
         direction: direction(ingress),
         rule_ids: rule_ids.clone(),
+        keep_connections: keep,
         ..Default::default()
     };
     hearth
@@ -190,38 +198,57 @@ async fn revoke(
     Ok(())
 }
 
-/// Puts an instance into some groups of its network.
+/// Puts a guest into some groups of its network.
 pub async fn replace_groups(
     hearth: &Hearth,
     model: &mut Model,
     random: &mut Random,
     guest: usize,
+    keep: bool,
 ) -> Result<String> {
     let network = model.guests[guest].network;
     let of = |it: &&String| model.groups[*it].network == network;
     let all = model.in_order(model.groups.keys().filter(of));
     let count = 1 + random.below(3);
     let groups: BTreeSet<String> = (0..count).map(|_| random.pick(&all).clone()).collect();
-    let request = ReplaceInstanceSecurityGroupsRequest {
-        instance_id: model.guests[guest].instance.clone(),
-        security_group_ids: groups.iter().cloned().collect(),
-        keep_connections: false,
-    };
-    let mut client = hearth.security_groups();
-    client.replace_instance_security_groups(request).await?;
+    let security_group_ids = groups.iter().cloned().collect();
+    // The one call is for instances with one interface.
+    if model.guests[guest].sibling.is_none() && random.percent(50) {
+        let request = ReplaceInstanceSecurityGroupsRequest {
+            instance_id: model.guests[guest].instance.clone(),
+            security_group_ids,
+            keep_connections: keep,
+        };
+        let mut client = hearth.security_groups();
+        client.replace_instance_security_groups(request).await?;
+    } else {
+        let request = ModifyNetworkInterfaceRequest {
+            network_interface_id: model.guests[guest].interface.clone(),
+            description: None,
+            security_group_ids,
+            keep_connections: keep,
+        };
+        hearth.networks().modify_network_interface(request).await?;
+    }
     let said = format!("guest {guest} into {groups:?}");
     model.guests[guest].groups = groups;
-    Ok(said)
+    Ok(kept(said, keep))
 }
 
 /// Adds an entry to a list, or takes one out.
-async fn modify_list(hearth: &Hearth, model: &mut Model, random: &mut Random) -> Result<String> {
+async fn modify_list(
+    hearth: &Hearth,
+    model: &mut Model,
+    random: &mut Random,
+    keep: bool,
+) -> Result<String> {
     let ids = model.in_order(model.lists.keys());
     let id = random.pick(&ids).clone();
     let blocks = model.lists[&id].clone();
     let ipv6 = matches!(blocks.first(), Some(IpNet::V6(_)));
     let mut request = ModifyPrefixListRequest {
         prefix_list_id: id.clone(),
+        keep_connections: keep,
         ..Default::default()
     };
     let mut after = blocks.clone();
@@ -241,7 +268,7 @@ async fn modify_list(hearth: &Hearth, model: &mut Model, random: &mut Random) ->
     hearth.security_groups().modify_prefix_list(request).await?;
     let said = format!("{id} is {after:?}");
     model.lists.insert(id, after);
-    Ok(said)
+    Ok(kept(said, keep))
 }
 
 /// Deletes a group that nobody is in and no other group names, if there is one.
@@ -269,12 +296,13 @@ async fn delete_group(hearth: &Hearth, model: &mut Model) -> Result<String> {
     Ok(format!("delete {id}"))
 }
 
-/// Makes some change; says which.
+/// Makes some change; says which, and with [`KEPT`] that connections were kept.
 pub async fn change(
     hearth: &Hearth,
     model: &mut Model,
     random: &mut Random,
     network_ids: &[String],
+    keep: bool,
 ) -> Result<String> {
     let ids = model.in_order(model.groups.keys());
     let id = random.pick(&ids).clone();
@@ -286,14 +314,14 @@ pub async fn change(
         0..55 if !rules.is_empty() => {
             let rule = random.pick(&rules).clone();
             let said = format!("revoke {id} {:?}", model.groups[&id].rules[&rule]);
-            revoke(hearth, model, &id, ingress, vec![rule]).await?;
-            Ok(said)
+            revoke(hearth, model, &id, (ingress, keep), vec![rule]).await?;
+            Ok(kept(said, keep))
         }
         0..80 => {
             let guest = random.below(model.guests.len());
-            replace_groups(hearth, model, random, guest).await
+            replace_groups(hearth, model, random, guest, keep).await
         }
-        80..92 => modify_list(hearth, model, random).await,
+        80..92 => modify_list(hearth, model, random, keep).await,
         92..97 => {
             let network = random.below(network_ids.len());
             let id = new_group(hearth, model, random, network, &network_ids[network]).await?;

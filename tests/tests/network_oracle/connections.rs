@@ -1,7 +1,7 @@
 //! Connections that were opened and may go on: the part of the model that has a memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -26,6 +26,8 @@ pub struct Connection {
     pub last: Instant,
     /// Packets have gone both ways, and of TCP its three.
     pub is_complete: bool,
+    /// The rules would not let it be opened any more, and it was to be kept.
+    pub is_kept: bool,
 }
 
 /// Of a protocol without ports all packets between two addresses are one connection.
@@ -44,6 +46,8 @@ fn pair(packet: &Packet) -> Option<Pair> {
 pub struct Connections {
     open: Vec<Connection>,
     pairs: BTreeMap<Pair, Connection>,
+    /// Pairs that were kept: whether they still are is not said when rules change further.
+    unsure: BTreeSet<Pair>,
 }
 
 impl Connections {
@@ -72,14 +76,38 @@ impl Connections {
         open.filter(move |it| it.is_complete && now.duration_since(it.last) < FRESH)
     }
 
-    /// After a change of rules: takes out what they would not let open any more.
+    /// Whether a packet is of a protocol without ports, between two of whom it is not known whether
+    /// they have a connection.
+    pub fn is_unsure(&self, packet: &Packet) -> bool {
+        pair(packet).is_some_and(|it| self.unsure.contains(&it))
+    }
+
+    /// After a change of rules: takes out what they would not let open any more, and gives it.
+    /// What was kept earlier may go with it or not: that is up to how much is looked at.
     pub fn cut(&mut self, model: &Model) -> Vec<Connection> {
-        let admitted = |it: &Connection| model.opens(it.from, &it.sent) == Some(it.to);
+        let admitted = |it: &Connection| admitted(model, it);
         let mut cut: Vec<_> = self.open.extract_if(.., |it| !admitted(it)).collect();
         let now = Instant::now();
-        cut.retain(|it| it.is_complete && now.duration_since(it.last) < FRESH);
+        cut.retain(|it| it.is_complete && !it.is_kept && now.duration_since(it.last) < FRESH);
         self.open.retain(|it| now.duration_since(it.last) < FRESH);
+        self.open.iter_mut().for_each(|it| it.is_kept = false);
         self.pairs.retain(|_, it| admitted(it));
         cut
     }
+
+    /// After a change of rules that keeps connections; gives how many the rules would not let open
+    /// any more.
+    pub fn keep(&mut self, model: &Model) -> usize {
+        for connection in &mut self.open {
+            connection.is_kept |= !admitted(model, connection);
+        }
+        let gone = self.pairs.extract_if(.., |_, it| !admitted(model, it));
+        self.unsure.extend(gone.map(|it| it.0));
+        self.fresh().filter(|it| it.is_kept).count()
+    }
+}
+
+fn admitted(model: &Model, it: &Connection) -> bool {
+    model.lets(it.from, it.to, &it.sent, &it.seen)
+        && model.translation_stands(it.from, it.to, &it.sent, &it.seen)
 }

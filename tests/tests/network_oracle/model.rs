@@ -23,6 +23,10 @@ pub struct Model {
     pub groups: BTreeMap<String, Group>,
     /// By id.
     pub lists: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Public addresses and whose they are, if anybody's.
+    pub public: BTreeMap<IpAddr, Option<usize>>,
+    /// By id.
+    pub forwards: BTreeMap<String, Forward>,
     /// Ids in the order in which they were first seen: ids are random, and what is picked by a seed
     /// must not be.
     pub seen: Vec<String>,
@@ -34,9 +38,22 @@ pub struct Network {
     pub gateways: Vec<IpAddr>,
 }
 
+/// A port of the host's that is a guest's.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    pub protocol: u8,
+    pub host_port: u16,
+    pub guest: usize,
+    pub port: u16,
+}
+
+/// An interface. An instance may have two: each is a guest of its own, with another number.
 #[derive(Debug)]
 pub struct Guest {
     pub instance: String,
+    pub interface: String,
+    /// Another interface of the instance.
+    pub sibling: Option<usize>,
     pub network: usize,
     pub addresses: Vec<IpAddr>,
     pub groups: BTreeSet<String>,
@@ -125,30 +142,92 @@ impl Model {
 
     /// Where a packet arrives that is no part of a known connection; `None`: nowhere.
     pub fn opens(&self, from: End, packet: &Packet) -> Option<End> {
-        if !can_open(packet) {
+        if !can_open(packet) || self.is_forged(from, packet) {
             return None;
         }
-        let to = self.holder(packet.destination)?;
+        let (to, port) = match self.translated(packet) {
+            Some((guest, port)) => (End::Guest(guest), port),
+            None => (self.holder(packet.destination)?, None),
+        };
+        let mut seen = packet.clone();
+        if let (Body::Tcp { destination, .. } | Body::Udp { destination, .. }, Some(port)) =
+            (&mut seen.body, port)
+        {
+            *destination = port;
+        }
+        if let End::Guest(one) = from
+            && self.translated(packet).is_some()
+            && let Some(public) = self.public_of(one)
+            && packet.source.is_ipv4()
+        {
+            seen.source = public;
+        }
+        self.lets(from, to, packet, &seen).then_some(to)
+    }
+
+    /// Whether the rules let a connection be: its first packet as it was `sent`, and as it is
+    /// `seen` at the other end.
+    pub fn lets(&self, from: End, to: End, sent: &Packet, seen: &Packet) -> bool {
         match (from, to) {
-            (End::Guest(_), End::Host) => return None,
+            (End::Guest(_), End::Host) => return false,
             (End::Guest(one), End::Guest(other))
-                if self.guests[one].network != self.guests[other].network =>
+                if self.guests[one].network != self.guests[other].network
+                    && self.guests[other].addresses.contains(&sent.destination) =>
             {
-                return None;
+                return false;
             }
-            // Nobody outside has an address of ours.
-            (End::Outside, _) if self.in_networks(packet.source) => return None,
             _ => {}
         }
         let sends = match from {
-            End::Guest(one) => self.admits(one, false, packet.destination, packet),
+            End::Guest(one) => self.admits(one, false, sent.destination, sent),
             End::Host | End::Outside => true,
         };
         let receives = match to {
-            End::Guest(one) => self.admits(one, true, packet.source, packet),
+            End::Guest(one) => self.admits(one, true, seen.source, seen),
             End::Host | End::Outside => true,
         };
-        (sends && receives).then_some(to)
+        sends && receives
+    }
+
+    /// Whether the public addresses and forwards that a connection goes through are what they were.
+    pub fn translation_stands(&self, from: End, to: End, sent: &Packet, seen: &Packet) -> bool {
+        let is = |address: IpAddr, end: End| match self.public.get(&address) {
+            Some(guest) => guest.map(End::Guest) == Some(end),
+            None => true,
+        };
+        let by_forward = sent.destination == HOST4 && matches!(to, End::Guest(_));
+        let forward = self.forwards.values().any(|it| {
+            forwards(it, sent) && End::Guest(it.guest) == to && port(seen) == Some(it.port)
+        });
+        is(sent.destination, to) && is(seen.source, from) && (!by_forward || forward)
+    }
+
+    /// From an address that is not the sender's own.
+    pub fn is_forged(&self, from: End, packet: &Packet) -> bool {
+        match from {
+            End::Guest(one) => !self.guests[one].addresses.contains(&packet.source),
+            End::Outside => self.in_networks(packet.source),
+            End::Host => false,
+        }
+    }
+
+    /// Whose a public address or forwarded port is, and the port there if it is another.
+    pub fn translated(&self, packet: &Packet) -> Option<(usize, Option<u16>)> {
+        if let Some(guest) = self.public.get(&packet.destination) {
+            return guest.map(|it| (it, None));
+        }
+        if packet.destination != HOST4 {
+            return None;
+        }
+        let mut all = self.forwards.values();
+        let found = all.find(|it| forwards(it, packet))?;
+        Some((found.guest, Some(found.port)))
+    }
+
+    /// The public address of a guest.
+    pub fn public_of(&self, guest: usize) -> Option<IpAddr> {
+        let mut all = self.public.iter();
+        all.find(|(_, it)| **it == Some(guest)).map(|it| *it.0)
     }
 
     /// Who has an address; `None` for those of our networks that nobody has.
@@ -156,6 +235,9 @@ impl Model {
         let has = |it: &Guest| it.addresses.contains(&address);
         if let Some(number) = self.guests.iter().position(has) {
             return Some(End::Guest(number));
+        }
+        if let Some(Some(number)) = self.public.get(&address) {
+            return Some(End::Guest(*number));
         }
         let is_gateway = |it: &Network| it.gateways.contains(&address);
         if [HOST4, HOST6].contains(&address) || self.networks.iter().any(is_gateway) {
@@ -184,6 +266,17 @@ impl Model {
                 }
         })
     }
+}
+
+fn port(packet: &Packet) -> Option<u16> {
+    match packet.body {
+        Body::Tcp { destination, .. } | Body::Udp { destination, .. } => Some(destination),
+        _ => None,
+    }
+}
+
+fn forwards(forward: &Forward, packet: &Packet) -> bool {
+    packet.protocol() == forward.protocol && port(packet) == Some(forward.host_port)
 }
 
 /// Whether a packet can be the first of a connection at all.

@@ -7,7 +7,7 @@ use hearth_tests::net::{
     packet::{protocol, tcp},
 };
 
-use crate::model::Model;
+use crate::model::{self, Model};
 
 /// Ports that rules and packets are about.
 pub const PORTS: [u16; 7] = [22, 80, 443, 5000, 5001, 5002, 65535];
@@ -67,14 +67,19 @@ fn ends(random: &mut Random, model: &Model, ipv6: bool) -> Option<(End, IpAddr, 
     let mut gateways = network.gateways.iter();
     let gateway = *gateways.find(|it| it.is_ipv6() == ipv6)?;
     Some(match random.below(100) {
-        0..45 => {
+        0..4 => {
+            // As its other interface.
+            let own = address(model.guests[one].sibling?)?;
+            (End::Guest(one), own, address(random.below(count))?)
+        }
+        4..43 => {
             let mut other = random.below(count);
             if other == one {
                 other = (one + 1) % count;
             }
             (End::Guest(one), own, address(other)?)
         }
-        45..62 => (End::Guest(one), own, outside(random, ipv6, None)),
+        43..62 => (End::Guest(one), own, outside(random, ipv6, None)),
         62..82 => (End::Outside, outside(random, ipv6, None), own),
         82..90 => {
             let from = if random.percent(50) { host } else { gateway };
@@ -109,7 +114,7 @@ fn ends(random: &mut Random, model: &Model, ipv6: bool) -> Option<(End, IpAddr, 
 pub fn packet(random: &mut Random, model: &Model, unique: &mut Unique) -> (End, Packet) {
     loop {
         let ipv6 = random.percent(35);
-        let Some((from, source, mut destination)) = ends(random, model, ipv6) else {
+        let Some((from, mut source, mut destination)) = ends(random, model, ipv6) else {
             continue;
         };
         let (port, to_port) = (unique.port(), *random.pick(&PORTS));
@@ -129,7 +134,7 @@ pub fn packet(random: &mut Random, model: &Model, unique: &mut Unique) -> (End, 
         };
         let echo = icmp(if ipv6 { 128 } else { 8 }, 0);
         let mut cut = Cut::Whole;
-        let body = match random.below(100) {
+        let mut body = match random.below(100) {
             0..28 => tcp_with(tcp::SYN),
             28..34 => tcp_with(tcp::ACK),
             34..39 => tcp_with(*random.pick(&[
@@ -160,6 +165,16 @@ pub fn packet(random: &mut Random, model: &Model, unique: &mut Unique) -> (End, 
             }
         };
         let is_other = matches!(body, Body::Other(_));
+        // By the public side of a guest, whoever asks. Of a protocol without ports the answers are
+        // not to be told from packets that go there directly.
+        if !ipv6 && !is_other && random.percent(22) {
+            let way = outward(random, model, &mut body);
+            let Some(public) = way else { continue };
+            destination = public;
+            if from == End::Host {
+                source = HOST4;
+            }
+        }
         let to = model.holder(destination);
         // What the host itself serves is not the groups' business.
         if to == Some(End::Host) && matches!(body, Body::Icmp { .. }) {
@@ -185,8 +200,35 @@ pub fn packet(random: &mut Random, model: &Model, unique: &mut Unique) -> (End, 
         if from == End::Host && packet.cut != Cut::Whole {
             continue;
         }
+        // What can't open anything is not translated, and so is for the host itself.
+        let translated = model.translated(&packet).is_some();
+        if translated && !guest && !model::can_open(&packet) {
+            continue;
+        }
         return (from, packet);
     }
+}
+
+/// A public address or a forwarded port of somebody's; the port becomes the forward's.
+fn outward(random: &mut Random, model: &Model, body: &mut Body) -> Option<IpAddr> {
+    let number = match body {
+        Body::Tcp { .. } => protocol::TCP,
+        Body::Udp { .. } => protocol::UDP,
+        _ => protocol::ICMP,
+    };
+    let forwards = model.in_order(model.forwards.keys());
+    let of = |id: &&String| model.forwards[*id].protocol == number;
+    let forwards: Vec<_> = forwards.iter().filter(of).collect();
+    if !forwards.is_empty() && random.percent(50) {
+        let forward = &model.forwards[*random.pick(&forwards)];
+        if let Body::Tcp { destination, .. } | Body::Udp { destination, .. } = body {
+            *destination = forward.host_port;
+        }
+        return Some(HOST4);
+    }
+    let taken = model.public.iter().filter(|it| it.1.is_some());
+    let taken: Vec<_> = taken.map(|it| *it.0).collect();
+    (!taken.is_empty()).then(|| *random.pick(&taken))
 }
 
 /// Adds options of IPv4 or extension headers of IPv6.

@@ -1,4 +1,4 @@
-//! An agent with two networks, six guests and an outside, and the model of it.
+//! An agent with two networks, six interfaces of four guests, and an outside, and the model of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,15 +16,19 @@ use hearth_tests::{
 };
 
 use crate::{
-    changes,
+    changes::{self, KEPT},
     connections::{Connection, Connections},
     model::{self, Guest, Model, Network},
+    outward,
     packets::{self, Unique},
 };
 
-/// Guests of the first network, and of both.
-const FIRST: usize = 4;
-const GUESTS: usize = 6;
+/// The interfaces of each guest, by their networks. The model has them as guests of their own.
+const GUESTS: [&[usize]; 4] = [&[0, 0], &[0], &[0, 1], &[1]];
+
+/// Public addresses.
+const POOL: &str = "192.0.2.192/29";
+const ADDRESSES: usize = 4;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,14 +38,23 @@ pub struct Count {
     explained: usize,
     connections: usize,
     cut: usize,
+    kept: usize,
+    translated: usize,
 }
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} packets sent, {} arrived; {} explained; {} connections, {} cut and then tried",
-            self.sent, self.arrived, self.explained, self.connections, self.cut
+            "{} packets sent, {} arrived; {} explained; {} connections, {} of them through public \
+             addresses and forwards; {} cut and then tried, {} kept",
+            self.sent,
+            self.arrived,
+            self.explained,
+            self.connections,
+            self.translated,
+            self.cut,
+            self.kept
         )
     }
 }
@@ -54,6 +67,8 @@ pub struct World {
     pub unique: Unique,
     pub connections: Connections,
     pub network_ids: Vec<String>,
+    /// Ids of public addresses.
+    addresses: BTreeMap<IpAddr, String>,
     /// Connections that the last change should have cut.
     cut: Vec<Connection>,
     /// The changes so far.
@@ -103,25 +118,32 @@ impl World {
             ..Default::default()
         };
         let mut ends = Vec::new();
-        for number in 0..GUESTS {
-            let network = usize::from(number >= FIRST);
+        for (number, interfaces) in GUESTS.into_iter().enumerate() {
             let control = format!("ctl{number}");
             let relay = relayed(netns, &control)?;
             let probe = hearth
                 .probe(|request| {
-                    in_network(&networks[network])(request);
+                    for network in interfaces {
+                        in_network(&networks[*network])(request);
+                    }
                     relay(request);
                 })
                 .await?;
-            let end = GuestEnd::new(netns, probe, &control).await?;
-            let addresses = [false, true].into_iter().filter_map(|it| end.address(it));
-            model.guests.push(Guest {
-                instance: end.instance.clone(),
-                network,
-                addresses: addresses.collect(),
-                groups: end.interface.security_group_ids.iter().cloned().collect(),
-            });
-            ends.push(end);
+            let all = GuestEnd::all_of(netns, probe, &control).await?;
+            ensure!(all.len() == interfaces.len(), "{} interfaces", all.len());
+            let first = model.guests.len();
+            for (index, (end, network)) in all.into_iter().zip(interfaces).enumerate() {
+                let addresses = [false, true].into_iter().filter_map(|it| end.address(it));
+                model.guests.push(Guest {
+                    instance: end.instance.clone(),
+                    interface: end.interface.network_interface_id.clone(),
+                    sibling: (interfaces.len() > 1).then_some(first + 1 - index),
+                    network: *network,
+                    addresses: addresses.collect(),
+                    groups: end.interface.security_group_ids.iter().cloned().collect(),
+                });
+                ends.push(end);
+            }
         }
         let lab = Lab::new(netns, outside, ends)?;
         changes::take_groups(&hearth, &mut model, &network_ids).await?;
@@ -133,6 +155,7 @@ impl World {
             unique: Unique::default(),
             connections: Connections::default(),
             network_ids,
+            addresses: BTreeMap::new(),
             cut: Vec::new(),
             said: Vec::new(),
             count: Count::default(),
@@ -152,8 +175,13 @@ impl World {
                 changes::new_group(hearth, model, random, network, id).await?;
             }
         }
-        for guest in 0..GUESTS {
-            changes::replace_groups(hearth, model, random, guest).await?;
+        for guest in 0..model.guests.len() {
+            changes::replace_groups(hearth, model, random, guest, false).await?;
+        }
+        self.addresses = outward::allocate(hearth, model, POOL, ADDRESSES).await?;
+        for _ in 0..2 {
+            outward::change_address(hearth, model, random, &self.addresses).await?;
+            outward::change_forward(hearth, model, random).await?;
         }
         Ok(())
     }
@@ -161,10 +189,19 @@ impl World {
     /// Makes a change.
     pub async fn change(&mut self) -> Result<()> {
         let (model, random) = (&mut self.model, &mut self.random);
-        let said = changes::change(&self.hearth, model, random, &self.network_ids).await?;
+        let keep = random.percent(30);
+        let said = match random.below(100) {
+            0..72 => changes::change(&self.hearth, model, random, &self.network_ids, keep).await?,
+            72..88 => outward::change_address(&self.hearth, model, random, &self.addresses).await?,
+            _ => outward::change_forward(&self.hearth, model, random).await?,
+        };
+        if said.ends_with(KEPT) {
+            self.count.kept += self.connections.keep(&self.model);
+        } else {
+            let cut = self.connections.cut(&self.model);
+            self.cut.extend(cut);
+        }
         self.said.push(said);
-        let cut = self.connections.cut(&self.model);
-        self.cut.extend(cut);
         Ok(())
     }
 
@@ -194,13 +231,17 @@ impl World {
             if matches!(packet.body, Body::Other(_)) && !pairs.insert(pair) {
                 continue;
             }
+            if self.connections.is_unsure(&packet) {
+                continue;
+            }
             let opens = self.model.opens(from, &packet);
             if explain && model::can_open(&packet) {
                 self.explain(from, &packet, opens).await?;
             }
             let known = self.connections.part_of(from, &packet);
             // What could never open one can't be of one either: source routes.
-            let known = known.filter(|_| model::can_open(&packet));
+            let known =
+                known.filter(|_| model::can_open(&packet) && !self.model.is_forged(from, &packet));
             let expected = known.or(opens);
             trials.push(Trial {
                 from,
@@ -216,8 +257,8 @@ impl World {
 
     /// What ExplainTraffic says is what the model says.
     async fn explain(&mut self, from: End, packet: &Packet, opens: Option<End>) -> Result<()> {
-        // What the outside forges is nothing that can be asked about.
-        if from == End::Outside && self.model.holder(packet.source) != Some(End::Outside) {
+        // What is forged is nothing that can be asked about.
+        if self.model.is_forged(from, packet) {
             return Ok(());
         }
         let (port, code, source_port) = match packet.body {
@@ -270,7 +311,20 @@ impl World {
             // Behind a translated address is the host, when the connection is no more.
             let is_translated = connection.sent.source != connection.seen.source;
             let forward = !is_tcp || is_translated || self.random.percent(50);
-            trials.push(self.another(&connection, forward, false));
+            let mut trial = self.another(&connection, forward, false);
+            if forward {
+                // What it went through may be another's now, who may let it in: or the host's, or
+                // nobody's here, of whom the outside may ask what it likes.
+                let to = self.model.translated(&trial.packet);
+                if to.is_none() && connection.from == End::Outside {
+                    let direct = self.model.holder(trial.packet.destination);
+                    if !matches!(direct, Some(End::Guest(_))) {
+                        continue;
+                    }
+                }
+                trial.expected = self.model.opens(trial.from, &trial.packet);
+            }
+            trials.push(trial);
         }
         trials
     }
@@ -372,6 +426,8 @@ impl World {
             }
             if !matches!(trial.packet.body, Body::Other(_)) {
                 self.count.connections += 1;
+                let translated = self.model.translated(&trial.packet);
+                self.count.translated += usize::from(translated.is_some());
             }
             connections.push(Connection {
                 from: trial.from,
@@ -380,6 +436,7 @@ impl World {
                 seen: seen.clone(),
                 last: Instant::now(),
                 is_complete: false,
+                is_kept: false,
             });
             if matches!(seen.body, Body::Udp { .. })
                 && trial.packet.cut == Cut::Whole
@@ -413,7 +470,7 @@ impl World {
             return None;
         };
         let network = self.model.guests[victim].network;
-        let other = (0..GUESTS).find(|it| {
+        let other = (0..self.model.guests.len()).find(|it| {
             self.model.guests[*it].network == network && ![opener, to].contains(&End::Guest(*it))
         })?;
         let address = self.lab.guests[other].address(seen.source.is_ipv6())?;

@@ -288,7 +288,8 @@ fn to_the_host(policy: &Policy, packet: &Packet, id: &str, from: &Interface) -> 
         IpAddr::V4(it) => {
             it.is_multicast() || it.is_broadcast() || it.is_loopback() || it.octets()[0] == 0
         }
-        IpAddr::V6(it) => it.is_multicast() || it.is_loopback() || it.is_unspecified(),
+        // With the unspecified and the loopback address all that stand for an IPv4 address.
+        IpAddr::V6(it) => it.is_multicast() || it.to_ipv4().is_some(),
     };
     nobodys.then(|| not_served(format!("{destination} is not routed")))
 }

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    packet::Packet,
+    packet::{ACK, Packet},
     world::{End, OUTSIDE4, World, closed, in_namespace, interface, nft, policy, sg},
 };
 use crate::firewall::{
@@ -65,7 +65,7 @@ fn a_change_is_all_there_or_not_at_all_for_every_packet() {
                         changes: vec![Change::PutGroup(sg(0), group)],
                         cut: true,
                     };
-                    for result in engine.apply(&[request]).expect("applied").counts {
+                    for result in engine.apply(&[request]).expect("applied") {
                         assert_eq!(result.expect("looked"), 0, "nothing to cut");
                     }
                     changes += 1;
@@ -190,5 +190,36 @@ fn what_a_change_repairs_on_its_way_is_told_by_the_next_look() {
                 assert_eq!(firewall.reconcile().await.expect("read"), None);
             }
         });
+    });
+}
+
+#[test]
+fn what_a_change_keeps_is_not_cut_for_an_earlier_one() {
+    in_namespace(|| {
+        let mut policy = policy(4);
+        let group = policy.groups.get_mut(&sg(0)).expect("there");
+        open(group, 80, everybody());
+        open(group, 81, everybody());
+        let mut group = group.clone();
+        let mut world = World::new(policy);
+        let (client, server) = (interface(2).ipv4.into(), interface(0).ipv4.into());
+        let syn = Packet::tcp((client, 40000), (server, 80), 2);
+        let (_, seen) = world.pass(End::Guest(2), &syn).expect("open");
+        world.pass(End::Guest(0), &seen.answer()).expect("answer");
+        // Its search for connections that were just beginning is yet to come.
+        group.rules.remove("sgr-81");
+        assert_eq!(world.apply(Change::PutGroup(sg(0), group.clone())), 0);
+        assert!(world.engine.late().is_some());
+        group.rules.remove("sgr-80");
+        let keep = Request {
+            changes: vec![Change::PutGroup(sg(0), group)],
+            cut: false,
+        };
+        world.engine.apply(&[keep]).expect("applied");
+        world.engine.cut_late(u64::MAX);
+        let data = Packet::tcp((client, 40000), (server, 80), ACK);
+        assert!(world.pass(End::Guest(2), &data).is_some(), "it was kept");
+        let syn = Packet::tcp((client, 40001), (server, 80), 2);
+        assert_eq!(world.pass(End::Guest(2), &syn), None, "nothing new");
     });
 }

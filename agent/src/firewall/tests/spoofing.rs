@@ -91,6 +91,21 @@ fn a_guest_sends_as_itself_only() {
                 assert_eq!(spoofed(&mut world, 0), before + 1, "{packet:?}");
             }
         }
+        // To addresses that mean something within a host only. The kernel drops the first itself.
+        for to in [
+            "::1",
+            "::",
+            "::7f00:1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.4",
+        ] {
+            let packet = udp(v6(0), to.parse().expect("ip"));
+            let before = spoofed(&mut world, 0);
+            assert_eq!(world.pass(guest, &packet), None, "{to}");
+            if to != "::1" {
+                assert_eq!(spoofed(&mut world, 0), before + 1, "{to}");
+            }
+        }
         // Under another's MAC address, or a group's.
         for mac in [interface(2).mac, HOST_MAC, [0xff; 6], [0; 6]] {
             let mut packet = udp(v4(0), v4(2));

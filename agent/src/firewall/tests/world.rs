@@ -216,7 +216,7 @@ impl World {
             cut: true,
         };
         let mut cuts = self.engine.apply(&[request]).expect("applied");
-        cuts.counts.pop().expect("one").expect("cut")
+        cuts.pop().expect("one").expect("cut")
     }
 
     /// All connections end, whatever the policy says.

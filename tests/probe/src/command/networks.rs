@@ -389,18 +389,22 @@ fn receive_frame(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> R
 
 /// Goes on until the other end of the control card ends it. Nothing reaches the stack.
 fn run_relay(probe: &mut Probe, arguments: &Arguments, json: &mut Json) -> Result<(), Failure> {
-    let nics = [
-        arguments.number_or("nic", 0)? as usize,
-        arguments.number("control")? as usize,
-    ];
-    for nic in nics {
-        probe.nic(nic)?;
+    let control = arguments.number("control")? as usize;
+    let lent = arguments.get("nic").unwrap_or("0").split(',');
+    let lent: Result<Vec<usize>, _> = lent.map(str::parse).collect();
+    let lent = lent.map_err(|_| "nic: numbers with commas between them")?;
+    if lent.contains(&control) {
+        return Err("control is not one of the lent cards".into());
     }
-    let both = probe.nics.get_disjoint_mut(nics);
-    let Ok([Some(lent), Some(control)]) = both else {
-        return Err("nic and control are two cards".into());
+    for nic in lent.iter().chain([&control]) {
+        probe.nic(*nic)?;
+    }
+    let card = |nic: &usize| Some(&probe.nics.get(*nic)?.as_ref()?.card);
+    let cards: Option<Vec<_>> = lent.iter().map(card).collect();
+    let (Some(cards), Some(control)) = (cards, card(&control)) else {
+        return Err("no such card".into());
     };
-    let carried = relay::run(&lent.card, &control.card)?;
+    let carried = relay::run(&cards, control)?;
     json.number("frames_received", carried.received)
         .number("frames_sent", carried.sent);
     Ok(())

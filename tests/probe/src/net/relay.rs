@@ -1,9 +1,10 @@
-//! Lends a card to the machine at the other end of a second card: what comes in at the first one
-//! goes to it as it is, and what it sends goes out. Serial commands are too slow for thousands of
-//! frames, and a peer that sees the frames themselves judges better than one that is told of them.
+//! Lends cards to the machine at the other end of another card: what comes in at them goes to it as
+//! it is, and what it sends goes out. Serial commands are too slow for thousands of frames, and a
+//! peer that sees the frames themselves judges better than one that is told of them.
 //!
-//! Messages are frames of the second card. After their Ethernet header: one byte of kind, four of
-//! a number, then frames, each after two bytes of length. All numbers are big-endian.
+//! Messages are frames of the other card. After their Ethernet header: one byte, which is the kind
+//! in its lower half and the place of the lent card (from 0) in its upper half; four of a number;
+//! then frames, each after two bytes of length. All numbers are big-endian.
 
 use alloc::vec::Vec;
 
@@ -17,12 +18,12 @@ const HEADER_BYTES: usize = 14;
 
 /// To us: these frames are to go out.
 const SEND: u8 = 1;
-/// To us: that is all.
+/// To us: that is all, of all cards.
 const END: u8 = 2;
 /// From us: frames that have come in.
-const RECEIVED: u8 = 17;
+const RECEIVED: u8 = 3;
 /// From us: all frames of the message with this number are out.
-const SENT: u8 = 18;
+const SENT: u8 = 4;
 
 /// Most bytes of a message.
 const MESSAGE_BYTES: usize = 2000;
@@ -42,8 +43,8 @@ pub struct Carried {
     pub sent: u64,
 }
 
-/// Carries frames between `card` and `control` until the message that ends it.
-pub fn run(card: &Card, control: &Card) -> Result<Carried, Failure> {
+/// Carries frames between `cards` and `control` until the message that ends it.
+pub fn run(cards: &[&Card], control: &Card) -> Result<Carried, Failure> {
     let mut carried = Carried::default();
     let mut active = clock::now();
     loop {
@@ -53,22 +54,26 @@ pub fn run(card: &Card, control: &Card) -> Result<Carried, Failure> {
             let Some((kind, number, frames)) = parse(&message) else {
                 continue;
             };
+            let (place, kind) = (kind >> 4, kind & 15);
             if kind == END {
-                say(control, SENT, number, &[])?;
+                say(control, (place, SENT), number, &[])?;
                 control.flush();
                 return Ok(carried);
             }
             if kind == SEND {
+                let card = cards.get(usize::from(place)).ok_or("no such card is lent")?;
                 carried.sent += send(card, frames)?;
-                say(control, SENT, number, &[])?;
+                say(control, (place, SENT), number, &[])?;
             }
         }
-        happened |= give(card, control, &mut carried)?;
+        for (place, card) in (0..).zip(cards) {
+            happened |= give(card, place, control, &mut carried)?;
+        }
         control.flush();
         if happened {
             active = clock::now();
         } else if clock::now() - active >= SPIN_NS {
-            sleep([card, control]);
+            sleep(cards, control);
         }
     }
 }
@@ -109,46 +114,52 @@ fn send(card: &Card, mut frames: &[u8]) -> Result<u64, Failure> {
 }
 
 /// Hands over what has come in; whether there was any.
-fn give(card: &Card, control: &Card, carried: &mut Carried) -> Result<bool, Failure> {
+fn give(card: &Card, place: u8, control: &Card, carried: &mut Carried) -> Result<bool, Failure> {
     let mut frames = Vec::new();
     let mut any = false;
     while let Some(frame) = card.receive_frame() {
         any = true;
         carried.received += 1;
         if frames.len() + 2 + frame.len() > MESSAGE_BYTES && !frames.is_empty() {
-            say(control, RECEIVED, 0, &frames)?;
+            say(control, (place, RECEIVED), 0, &frames)?;
             frames.clear();
         }
         frames.extend((frame.len() as u16).to_be_bytes());
         frames.extend(frame);
     }
     if !frames.is_empty() {
-        say(control, RECEIVED, 0, &frames)?;
+        say(control, (place, RECEIVED), 0, &frames)?;
     }
     Ok(any)
 }
 
-fn say(control: &Card, kind: u8, number: u32, frames: &[u8]) -> Result<(), Failure> {
+fn say(
+    control: &Card,
+    (place, kind): (u8, u8),
+    number: u32,
+    frames: &[u8],
+) -> Result<(), Failure> {
     let mut message = Vec::with_capacity(HEADER_BYTES + 5 + frames.len());
     message.extend([0xff; 6]);
     message.extend(control.mac().0);
     message.extend(ETHERTYPE);
-    message.push(kind);
+    message.push(place << 4 | kind);
     message.extend(number.to_be_bytes());
     message.extend(frames);
     control.send_frame(&message)
 }
 
 /// Gives up the CPU until one of the cards has something.
-fn sleep(cards: [&Card; 2]) {
-    for card in cards {
+fn sleep(lent: &[&Card], control: &Card) {
+    let all = || lent.iter().copied().chain([control]);
+    for card in all() {
         card.set_interrupts(true);
         card.acknowledge();
     }
-    if !cards.iter().any(|card| card.has_received()) {
+    if !all().any(|card| card.has_received()) {
         interrupts::wait(SLEEP_NS);
     }
-    for card in cards {
+    for card in all() {
         card.set_interrupts(false);
     }
 }

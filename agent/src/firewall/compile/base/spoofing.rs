@@ -14,6 +14,14 @@ use super::{
     UDP, count_and_drop, hook,
 };
 
+/// The unspecified and the loopback address, both with all that was once meant to carry IPv4
+/// (`::/96`), and mapped IPv4 (`::ffff:0:0/96`), which a stack might take for the IPv4 address
+/// itself (RFC 4291, section 2.5).
+const NEVER_ON_A_WIRE: [(Ipv6Addr, u8); 2] = [
+    (Ipv6Addr::UNSPECIFIED, 96),
+    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
+];
+
 /// A guest speaks as itself only; nobody else speaks as a guest.
 pub fn spoofing(table: &mut Table) {
     hook(
@@ -89,6 +97,11 @@ pub fn spoofing(table: &mut Table) {
                 .icmp_type(kind)
                 .goto("spoofed"),
         );
+    }
+    // Addresses that mean something within a host only.
+    for prefix in NEVER_ON_A_WIRE {
+        let inside = Ipv6Net::new_assert(prefix.0, prefix.1);
+        rules.push(rule().ipv6().destination6_in(true, inside).goto("spoofed"));
     }
     rules.extend([
         rule()

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use hearth_proto::v1::NetworkInterface;
-use hearth_tests::Netns;
+use hearth_tests::{Netns, netns::LinkEnd};
 use rustix::ioctl::{Setter, ioctl};
 
 use super::{
@@ -40,10 +40,16 @@ impl Plain {
     pub fn new(target: &Target) -> Result<Self> {
         let (host, outside) = (Netns::new()?, Netns::new()?);
         let peer = format!("{PEER}/24");
-        host.link_to(
+        host.connect(
+            &LinkEnd {
+                mac: Some(NEAR_MAC),
+                ..LinkEnd::new(UPLINK, HOST)
+            },
             &outside,
-            [UPLINK, NEAR_MAC, HOST],
-            [DOWNLINK, FAR_MAC, &peer],
+            &LinkEnd {
+                mac: Some(FAR_MAC),
+                ..LinkEnd::new(DOWNLINK, &peer)
+            },
         )?;
         host.enter(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
         let Target { tap, mac, ipv4, .. } = target;

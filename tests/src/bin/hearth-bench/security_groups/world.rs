@@ -13,7 +13,7 @@ use hearth_proto::v1::{
     NetworkInterfaceSpecification, PageRequest, ReplaceInstanceSecurityGroupsRequest,
     RevokeSecurityGroupRequest, RunInstancesRequest,
 };
-use hearth_tests::{Guest, Hearth, Netns, Probe, eventually};
+use hearth_tests::{Guest, Hearth, Netns, Probe, eventually, netns::LinkEnd};
 
 use super::{
     frames::{FAR_MAC, NEAR_MAC},
@@ -76,10 +76,16 @@ impl World {
         let outside = Netns::new()?;
         let host = hearth.netns()?;
         let peer = format!("{PEER}/24");
-        host.link_to(
+        host.connect(
+            &LinkEnd {
+                mac: Some(NEAR_MAC),
+                ..LinkEnd::new(UPLINK, HOST)
+            },
             &outside,
-            [UPLINK, NEAR_MAC, HOST],
-            [DOWNLINK, FAR_MAC, &peer],
+            &LinkEnd {
+                mac: Some(FAR_MAC),
+                ..LinkEnd::new(DOWNLINK, &peer)
+            },
         )?;
         let gateway = HOST.split('/').next().unwrap_or_default();
         outside.ip(&format!("route add {RANGE} via {gateway}"))?;
