@@ -45,6 +45,40 @@ async fn a_probe_tells_what_machine_it_runs_on() -> Result<()> {
     hearth.finish().await
 }
 
+/// What cloud-init's `ds-identify` takes for a machine of EC2's kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_finds_in_smbios_which_instance_it_is_and_stays_the_same() -> Result<()> {
+    needs_kvm!();
+    let hearth = Hearth::start().await?;
+    let typed = |request: &mut hearth_proto::v1::RunInstancesRequest| {
+        request.instance_type = "t.nano".to_owned();
+        request.memory_mib = 0;
+    };
+    let mut probe = hearth.probe(typed).await?;
+    let system = probe.expect_ok("identify").await?["system"].clone();
+    let uuid = system["uuid"].as_str().unwrap_or_default();
+    ensure!(uuid.starts_with("ec2") && uuid.len() == 36, "{system}");
+    ensure!(system["serial"] == uuid, "{system}");
+    ensure!(system["manufacturer"] == "Hearth", "{system}");
+    ensure!(system["product"] == "t.nano", "{system}");
+    ensure!(system["asset_tag"] == probe.guest.id.as_str(), "{system}");
+
+    probe.send("poweroff").await?;
+    probe.stopped().await?;
+    probe.start().await?;
+    let again = probe.expect_ok("identify").await?["system"].clone();
+    assert_eq!(again, system);
+
+    let mut image = probe::image()?.named("by pvh");
+    image.header.boot_protocol = BootProtocol::Pvh.into();
+    let image = hearth.import(&image).await?;
+    let mut other = hearth.probe_of(&image, |_| {}).await?;
+    let others = other.expect_ok("identify").await?["system"].clone();
+    ensure!(others["asset_tag"] == other.guest.id.as_str(), "{others}");
+    ensure!(others["uuid"] != uuid, "{others}");
+    hearth.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_entered_by_the_protocol_that_its_image_names() -> Result<()> {
     needs_kvm!();

@@ -11,6 +11,7 @@ use crate::devices::virtio::block::throttle::limits::{DiskLimits, LimitsError, M
 use crate::devices::virtio::net::limits::NetLimits;
 use crate::devices::virtio::net::mac::{MacAddress, MacError};
 use crate::devices::virtio::net::tap::QueuePairs;
+use crate::smbios::{SystemConfig, TextError};
 
 /// Version of this document and of the control protocol; the VMM refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -72,6 +73,9 @@ pub struct VmConfig {
     /// What all interfaces together may carry in a second, each direction by itself.
     #[serde(default)]
     pub net_limits: NetLimits,
+    /// What the guest finds in SMBIOS of its machine; without it, no SMBIOS.
+    #[serde(default)]
+    pub system: Option<SystemConfig>,
     /// The directory of this process's own files; must exist. See [`run_files`].
     pub run_dir: PathBuf,
     /// Which kind of KVM to expect; `auto` but in tests.
@@ -122,6 +126,9 @@ pub enum ConfigError {
     /// The limits of all interfaces.
     #[error("net_limits: {0}")]
     NetLimits(LimitsError),
+    /// What the machine says of itself.
+    #[error("system: {0}")]
+    System(#[from] TextError),
     /// An interface's tap.
     #[error(
         "nets: the tap {0:?} is not the name of an interface: 1 to {MAX_TAP_NAME_BYTES} bytes \
@@ -184,6 +191,9 @@ impl VmConfig {
             .validate()
             .map_err(ConfigError::MachineLimits)?;
         self.net_limits.validate().map_err(ConfigError::NetLimits)?;
+        if let Some(system) = &self.system {
+            system.validate()?;
+        }
         for (index, net) in self.nets.iter().enumerate() {
             net.validate()?;
             if self.nets[..index].iter().any(|other| other.tap == net.tap) {
@@ -397,6 +407,7 @@ mod tests {
                 mtu: Some(1500),
             }],
             net_limits: NetLimits::default(),
+            system: None,
             run_dir: "run".into(),
             platform: PlatformChoice::Auto,
         }

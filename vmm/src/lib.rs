@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`boot`] | kernel, initrd, arguments; the Linux and PVH boot protocols |
 //! | [`acpi`], [`mptable`] | how the guest learns of CPUs, devices and the power button |
+//! | [`smbios`] | who the guest finds that made its machine, and which one it is |
 //! | [`memory`], [`bus`] | guest memory; who owns which address |
 //! | [`vcpu`] | the threads that run guest code |
 //! | [`devices`] | serial port, reset port, virtio |
@@ -26,5 +27,6 @@ pub mod machine;
 pub mod memory;
 pub mod mptable;
 pub mod process;
+pub mod smbios;
 pub mod software_kvm;
 pub mod vcpu;

@@ -5,6 +5,7 @@
 //! - [`metadata_options`]: how it may use the metadata service
 //! - [`driver`]: lives the life; one task per instance
 //! - [`start`], [`cleanup`]: its beginning and its end on the host
+//! - [`system`]: what its guest finds in SMBIOS
 //! - [`vmm`]: the VMM processes
 
 mod cleanup;
@@ -17,6 +18,7 @@ pub mod metadata_options;
 pub mod model;
 pub mod start;
 pub mod state;
+pub mod system;
 pub mod vmm;
 
 use std::{

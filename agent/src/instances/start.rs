@@ -11,6 +11,7 @@ use hearth_vmm::{
 use super::{
     interfaces,
     model::Instance,
+    system,
     vmm::{
         adopt::{Found, adopt},
         spawn::{self, StartError, Started},
@@ -106,6 +107,7 @@ fn config(
         disk_limits: shape.map_or_else(MachineLimits::default, InstanceType::disk_limits),
         nets,
         net_limits: shape.map_or_else(NetLimits::default, InstanceType::net_limits),
+        system: Some(system::of(instance)),
         run_dir: context.settings.run_dir(&instance.id),
         platform: PlatformChoice::Auto,
     })

@@ -48,8 +48,8 @@ const OEM_ID: [u8; 6] = *b"HEARTH";
 const OEM_TABLE_ID: [u8; 8] = *b"HEARTHVM";
 const OEM_REVISION: u32 = 1;
 
-/// End of the BIOS area, and so of the tables.
-const TABLES_END: u64 = layout::HIGH_MEMORY;
+/// What is in the BIOS area behind the tables.
+const TABLES_END: u64 = layout::SMBIOS;
 
 /// What the tables describe.
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +95,8 @@ pub enum AcpiError {
     /// A pluggable device for which there is no register.
     #[error("ACPI: slot {0} can't be plugged")]
     Slot(usize),
-    /// The tables don't fit below 1 MiB.
-    #[error("ACPI: tables of {0} bytes don't fit below 1 MiB")]
+    /// The tables don't fit before the SMBIOS structures.
+    #[error("ACPI: tables of {0} bytes don't fit into 64 KiB")]
     TooLarge(usize),
     /// The guest has no memory there.
     #[error("ACPI: {0}")]

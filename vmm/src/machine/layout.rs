@@ -32,6 +32,8 @@ pub const EBDA: u64 = 0x9fc00;
 pub const EBDA_END: u64 = 0xa0000;
 /// ACPI tables: RSDP first, in the area that kernels search for it.
 pub const ACPI_TABLES: u64 = 0xe0000;
+/// SMBIOS: the entry point first, in the area that kernels search for it.
+pub const SMBIOS: u64 = 0xf0000;
 /// Start of high memory: kernels are loaded at or above.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

@@ -34,6 +34,7 @@ use crate::devices::virtio::net::tap::TapError;
 use crate::exit::ExitSwitch;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::mptable::{self, MpTableError};
+use crate::smbios;
 use crate::software_kvm::{self, Platform};
 use crate::vcpu::{self, RunContext, VcpuError, VcpuThread};
 
@@ -73,6 +74,9 @@ pub enum StartError {
     /// MP table.
     #[error(transparent)]
     MpTable(#[from] MpTableError),
+    /// SMBIOS structures.
+    #[error("SMBIOS: {0}")]
+    Smbios(#[source] vm_memory::GuestMemoryError),
     /// A disk.
     #[error("disk {serial}: {source}")]
     Disk {
@@ -289,6 +293,9 @@ fn load_guest(
         config.vcpus,
         &devices::interrupt_lines(hotplug.slots()),
     )?;
+    if let Some(system) = &config.system {
+        smbios::write(memory, system).map_err(StartError::Smbios)?;
+    }
     let arguments = arguments::complete(&config.boot.kernel_args, platform, hotplug.slots());
     let entry = boot::load(
         memory,

@@ -47,6 +47,7 @@ impl TestMachine {
             disk_limits: Default::default(),
             nets: Vec::new(),
             net_limits: Default::default(),
+            system: None,
             run_dir: dir.path().into(),
             platform: PlatformChoice::Auto,
         };

@@ -2,6 +2,7 @@
 
 use super::{Arguments, Command, Failure, Json, Probe, list};
 use crate::boot::information::{self, USABLE};
+use crate::boot::smbios;
 use crate::cpu::clock;
 use crate::net::card::read_mac;
 use crate::virtio::kind;
@@ -49,6 +50,15 @@ fn identify(probe: &mut Probe, _: &Arguments, json: &mut Json) -> Result<(), Fai
         })
         .text("kernel_arguments", information::kernel_arguments())
         .number("acpi_root", information::acpi_root());
+    if let Some(system) = smbios::system()? {
+        json.object("system", |json| {
+            json.text("manufacturer", system.manufacturer)
+                .text("product", system.product)
+                .text("serial", system.serial)
+                .text("asset_tag", system.asset_tag)
+                .shown("uuid", system.uuid);
+        });
+    }
     disks(probe, json)?;
     let cards = probe.of_kind(kind::NETWORK);
     json.array("nics", |json| {

@@ -147,6 +147,7 @@ impl Machine {
             disk_limits: Default::default(),
             nets: nic.iter().map(Nic::config).collect(),
             net_limits: Default::default(),
+            system: None,
             run_dir: run_dir.to_owned(),
             platform: PlatformChoice::Auto,
         };

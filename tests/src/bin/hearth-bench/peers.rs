@@ -114,6 +114,7 @@ fn hearth_arguments(peer: &Peer, run_dir: &Path, _: &SerialFile) -> Result<Vec<S
         disk_limits: Default::default(),
         nets: Vec::new(),
         net_limits: Default::default(),
+        system: None,
         run_dir: run_dir.to_owned(),
         platform: PlatformChoice::Auto,
     };

@@ -95,7 +95,8 @@ impl Section {
         );
         let figure = |value: Option<f64>| match value {
             Some(value) if value.abs() >= 1000.0 => format!("{value:.0}"),
-            Some(value) => format!("{value:.1}"),
+            Some(value) if value.abs() >= 1.0 => format!("{value:.1}"),
+            Some(value) => format!("{value:.3}"),
             None => "-".to_owned(),
         };
         for row in &self.rows {
