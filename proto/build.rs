@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "common",
         "event",
+        "flow_log",
         "image",
         "instance",
         "key_pair",

@@ -101,6 +101,11 @@ impl Settings {
         self.state_dir.join("hearthd.lock")
     }
 
+    /// Records of flow logs.
+    pub(crate) fn flow_logs(&self) -> PathBuf {
+        self.state_dir.join("flow-logs")
+    }
+
     /// Volume classes that the operator adds.
     pub(crate) fn operator_classes(&self) -> PathBuf {
         self.state_dir.join("volume-classes.json")

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hearth_images::Store;
 
 use crate::{
-    busy::Busy, config::Settings, db::Db, firewall::Firewall, host::Host,
+    busy::Busy, config::Settings, db::Db, firewall::Firewall, flow_logs::FlowLogs, host::Host,
     instance_types::Catalogue, networks::Networks, shutdown::Shutdown, tap_services, turns::Turns,
     volumes::classes::Classes,
 };
@@ -22,6 +22,7 @@ pub struct Context {
     pub busy: Busy,
     pub firewall: Firewall,
     pub networks: Networks,
+    pub flow_logs: FlowLogs,
     pub tap_services: Arc<tap_services::Shared>,
     /// Who may change what the firewall enforces.
     pub turns: Turns,

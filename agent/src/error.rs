@@ -105,6 +105,14 @@ reasons! {
     KeyPairNotFound = "InvalidKeyPair.NotFound", NotFound;
     /// Not the shape of the id of such an object.
     KeyPairIdMalformed = "InvalidKeyPair.Malformed", InvalidArgument;
+    /// No such flow log.
+    FlowLogNotFound = "InvalidFlowLogId.NotFound", NotFound;
+    /// Not the shape of the id of such an object.
+    FlowLogIdMalformed = "InvalidFlowLogId.Malformed", InvalidArgument;
+    /// The resource has a flow log of this traffic type.
+    FlowLogAlreadyExists = "FlowLogAlreadyExists", AlreadyExists;
+    /// The account has as many flow logs as it may.
+    FlowLogsLimitExceeded = "FlowLogsLimitExceeded", ResourceExhausted;
     /// The owner has a network of this name.
     NetworkNameDuplicate = "InvalidNetwork.Duplicate", AlreadyExists;
     /// The range overlaps with another network or a route of the host.

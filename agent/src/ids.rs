@@ -34,6 +34,8 @@ pub enum Kind {
     PrefixList,
     /// `key-…`
     KeyPair,
+    /// `fl-…`
+    FlowLog,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Self::SecurityGroupRule => "sgr-",
             Self::PrefixList => "pl-",
             Self::KeyPair => "key-",
+            Self::FlowLog => "fl-",
         }
     }
 
@@ -70,6 +73,7 @@ impl Kind {
             Self::SecurityGroupRule => Reason::SecurityGroupRuleIdMalformed,
             Self::PrefixList => Reason::PrefixListIdMalformed,
             Self::KeyPair => Reason::KeyPairIdMalformed,
+            Self::FlowLog => Reason::FlowLogIdMalformed,
         }
     }
 
@@ -88,6 +92,7 @@ impl Kind {
             Self::SecurityGroupRule => Reason::SecurityGroupRuleNotFound,
             Self::PrefixList => Reason::PrefixListNotFound,
             Self::KeyPair => Reason::KeyPairNotFound,
+            Self::FlowLog => Reason::FlowLogNotFound,
         }
     }
 
@@ -106,6 +111,7 @@ impl Kind {
             Self::SecurityGroupRule => "security group rule",
             Self::PrefixList => "prefix list",
             Self::KeyPair => "key pair",
+            Self::FlowLog => "flow log",
         }
     }
 

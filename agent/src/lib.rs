@@ -13,6 +13,7 @@
 //! - `keys`: SSH key pairs.
 //! - `security_groups`: who may talk to an instance, and to whom it may talk.
 //! - `firewall`: security groups and all else that nftables enforces.
+//! - `flow_logs`: who talked to whom, from the firewall's counts.
 //! - `turns`: the order in which the firewall learns what was committed.
 //! - `db`: the one truth about what is wanted; each change is a row before it is a deed.
 //! - `events`: every change, in order, for those who watch.
@@ -36,6 +37,7 @@ mod context;
 mod db;
 mod error;
 mod events;
+mod flow_logs;
 mod forward_port;
 mod host;
 mod ids;

@@ -18,9 +18,9 @@ use std::{
 
 use hearth_images::Store;
 use hearth_proto::v1::{
-    event_service_server::EventServiceServer, image_service_server::ImageServiceServer,
-    instance_service_server::InstanceServiceServer, key_pair_service_server::KeyPairServiceServer,
-    network_service_server::NetworkServiceServer,
+    event_service_server::EventServiceServer, flow_log_service_server::FlowLogServiceServer,
+    image_service_server::ImageServiceServer, instance_service_server::InstanceServiceServer,
+    key_pair_service_server::KeyPairServiceServer, network_service_server::NetworkServiceServer,
     security_group_service_server::SecurityGroupServiceServer,
     snapshot_service_server::SnapshotServiceServer, store_service_server::StoreServiceServer,
     volume_service_server::VolumeServiceServer,
@@ -33,9 +33,9 @@ use tonic::transport::Server;
 
 use crate::{
     api::{
-        events::Events, images::ImageApi, instances::InstanceApi, key_pairs::KeyPairApi,
-        networks::NetworkApi, security_groups::SecurityGroupApi, snapshots::SnapshotApi,
-        store::StoreApi, volumes::VolumeApi,
+        events::Events, flow_logs::FlowLogApi, images::ImageApi, instances::InstanceApi,
+        key_pairs::KeyPairApi, networks::NetworkApi, security_groups::SecurityGroupApi,
+        snapshots::SnapshotApi, store::StoreApi, volumes::VolumeApi,
     },
     busy::Busy,
     config::Settings,
@@ -43,6 +43,7 @@ use crate::{
     db::{Db, DbError},
     error::ApiError,
     firewall::{Firewall, Owner},
+    flow_logs::{self, FlowLogs},
     host::Host,
     instance_types::Catalogue,
     instances::Instances,
@@ -162,6 +163,7 @@ pub async fn serve(
 
     let merger = tokio::spawn(merging::run(context.clone(), shutdown.clone()));
     let watchman = tokio::spawn(networks::reconcile::run(context.clone(), shutdown.clone()));
+    let flow_logger = tokio::spawn(flow_logs::run(context.clone(), shutdown.clone()));
 
     let router = router(&context, &instances).await?;
     ready(&context.settings.socket);
@@ -188,6 +190,7 @@ pub async fn serve(
     // A merge stops after the piece that it copies.
     let _ = tokio::time::timeout(DRAIN, merger).await;
     let _ = tokio::time::timeout(DRAIN, watchman).await;
+    let _ = tokio::time::timeout(DRAIN, flow_logger).await;
     Ok(result?)
 }
 
@@ -222,6 +225,7 @@ fn open(settings: Settings, shutdown: shutdown::Shutdown) -> Result<Arc<Context>
         busy: Busy::default(),
         firewall: Firewall::new(owner),
         networks: Networks::default(),
+        flow_logs: FlowLogs::new(settings.flow_logs()),
         turns: Turns::default(),
         kernels: tokio::sync::Mutex::new(()),
         merge_wanted: tokio::sync::Notify::new(),
@@ -267,6 +271,9 @@ async fn router(
     let event_api = EventServiceServer::new(Events {
         context: context.clone(),
     });
+    let flow_log_api = FlowLogServiceServer::new(FlowLogApi {
+        context: context.clone(),
+    });
     let security_group_api = SecurityGroupServiceServer::new(SecurityGroupApi {
         context: context.clone(),
     });
@@ -289,6 +296,9 @@ async fn router(
     health.set_serving::<StoreServiceServer<StoreApi>>().await;
     health.set_serving::<EventServiceServer<Events>>().await;
     health
+        .set_serving::<FlowLogServiceServer<FlowLogApi>>()
+        .await;
+    health
         .set_serving::<SecurityGroupServiceServer<SecurityGroupApi>>()
         .await;
 
@@ -306,6 +316,7 @@ async fn router(
         .add_service(key_pair_api)
         .add_service(store_api)
         .add_service(event_api)
+        .add_service(flow_log_api)
         .add_service(security_group_api)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use hearth_proto::v1::{
     DescribeInstancesRequest, Filter, Instance, InstanceState, RunInstancesRequest,
     TerminateInstancesRequest, event_service_client::EventServiceClient,
-    image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
-    key_pair_service_client::KeyPairServiceClient, network_service_client::NetworkServiceClient,
+    flow_log_service_client::FlowLogServiceClient, image_service_client::ImageServiceClient,
+    instance_service_client::InstanceServiceClient, key_pair_service_client::KeyPairServiceClient,
+    network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -128,6 +129,11 @@ impl Hearth {
     /// A client of the security group service.
     pub fn security_groups(&self) -> SecurityGroupServiceClient<Channel> {
         SecurityGroupServiceClient::new(self.channel.clone())
+    }
+
+    /// A client of the flow log service.
+    pub fn flow_logs(&self) -> FlowLogServiceClient<Channel> {
+        FlowLogServiceClient::new(self.channel.clone())
     }
 
     /// A client of the key pair service.

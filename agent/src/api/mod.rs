@@ -6,6 +6,7 @@ mod convert_network;
 mod convert_security_group;
 mod convert_volume;
 pub mod events;
+pub mod flow_logs;
 mod forward_port;
 pub mod images;
 pub mod instances;

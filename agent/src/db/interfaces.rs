@@ -65,6 +65,7 @@ pub fn describe(tx: &mut Tx<'_>, interface: &Interface) -> DbResult<()> {
 pub fn remove(tx: &mut Tx<'_>, interface: &Interface) -> DbResult<()> {
     super::addresses::lost(tx, &interface.id)?;
     super::port_forwards::lost(tx, &interface.id)?;
+    super::flow_logs::depart(tx, interface)?;
     tx.execute(
         "DELETE FROM network_interfaces WHERE id = ?1",
         [&interface.id],

@@ -7,6 +7,7 @@
 
 pub mod addresses;
 pub mod events;
+pub mod flow_logs;
 pub mod images;
 pub mod instances;
 pub mod interfaces;

@@ -30,6 +30,7 @@ pub fn owner(connection: &Connection, kind: Kind, id: &str) -> DbResult<Option<S
         }
         Kind::PrefixList => "SELECT owner FROM prefix_lists WHERE id = ?1",
         Kind::KeyPair => "SELECT owner FROM key_pairs WHERE id = ?1",
+        Kind::FlowLog => "SELECT owner FROM flow_logs WHERE id = ?1",
     };
     Ok(connection
         .prepare_cached(query)?

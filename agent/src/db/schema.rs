@@ -277,6 +277,26 @@ const STEPS: &[&str] = &[
     ALTER TABLE instances ADD COLUMN launch_index INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE instances ADD COLUMN dns_label TEXT;
     CREATE INDEX instances_by_dns_label ON instances (dns_label) WHERE dns_label IS NOT NULL;",
+    // 10: flow logs. Whose taps those were that are gone, until their last packets are recorded.
+    "CREATE TABLE flow_logs (
+        seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+        id           TEXT NOT NULL UNIQUE,
+        owner        TEXT NOT NULL,
+        resource_id  TEXT NOT NULL,
+        traffic_type TEXT NOT NULL,
+        interval     INTEGER NOT NULL,
+        create_time  INTEGER NOT NULL,
+        tags         TEXT NOT NULL,
+        client_token TEXT NOT NULL,
+        UNIQUE (resource_id, traffic_type)
+    ) STRICT;
+    CREATE TABLE departed_interfaces (
+        tap         TEXT PRIMARY KEY,
+        id          TEXT NOT NULL,
+        owner       TEXT NOT NULL,
+        network_id  TEXT NOT NULL,
+        depart_time INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 /// Takes the steps that are missing.

@@ -11,12 +11,13 @@ use std::{
 use rusqlite::Connection;
 use tokio::sync::RwLock;
 
-use super::{model::Interface, policy};
+use super::policy;
 use crate::{
     context::Context,
     db::{self, DbError, DbResult},
     error::{ApiError, ApiResult, Reason},
     firewall::{Applied, Connections, FirewallError, policy::Change},
+    flow_logs,
 };
 
 /// What is in force, as far as this agent knows.
@@ -141,11 +142,16 @@ pub async fn interfaces(context: &Context, ids: &[String]) -> ApiResult<()> {
     let read = move |connection: &Connection| {
         let rows = missing.iter().map(|id| db::interfaces::get(connection, id));
         let rows: DbResult<Vec<_>> = rows.collect();
-        Ok::<_, DbError>(rows?.into_iter().flatten().collect::<Vec<_>>())
+        let rows: Vec<_> = rows?.into_iter().flatten().collect();
+        let mut steps = Vec::new();
+        for row in &rows {
+            steps.push(Change::PutInterface(row.id.clone(), row.policy()));
+            steps.extend(flow_logs::of_interface(connection, row)?);
+        }
+        Ok::<_, DbError>((rows, steps))
     };
-    let rows = context.db.read(read).await?;
-    let put = |it: &Interface| Change::PutInterface(it.id.clone(), it.policy());
-    match changes(context, rows.iter().map(put).collect(), Connections::Cut).await {
+    let (rows, steps) = context.db.read(read).await?;
+    match changes(context, steps, Connections::Cut).await {
         Ok(()) => {}
         Err(Failure::InForce(error)) => tracing::warn!(%error, "new interfaces"),
         Err(failure) => return Err(failure.into()),

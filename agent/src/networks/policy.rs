@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use crate::{db, error::ApiResult, firewall::policy::Policy, security_groups};
+use crate::{db, error::ApiResult, firewall::policy::Policy, flow_logs, security_groups};
 
 /// All of it.
 pub fn load(connection: &Connection) -> ApiResult<Policy> {
@@ -21,6 +21,7 @@ pub fn load(connection: &Connection) -> ApiResult<Policy> {
         forwards: forwards.map(|it| (it.id.clone(), it.policy())).collect(),
         groups,
         prefix_lists,
-        ..Policy::default()
+        logged: flow_logs::wanted(connection)?,
+        windows: flow_logs::windows(connection)?,
     })
 }

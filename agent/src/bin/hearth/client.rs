@@ -7,9 +7,9 @@ use std::{
 
 use hearth_proto::v1::{
     DescribeImagesRequest, DescribeInstancesRequest, Filter, Image, Instance,
-    event_service_client::EventServiceClient, image_service_client::ImageServiceClient,
-    instance_service_client::InstanceServiceClient, key_pair_service_client::KeyPairServiceClient,
-    network_service_client::NetworkServiceClient,
+    event_service_client::EventServiceClient, flow_log_service_client::FlowLogServiceClient,
+    image_service_client::ImageServiceClient, instance_service_client::InstanceServiceClient,
+    key_pair_service_client::KeyPairServiceClient, network_service_client::NetworkServiceClient,
     security_group_service_client::SecurityGroupServiceClient,
     snapshot_service_client::SnapshotServiceClient, store_service_client::StoreServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -63,6 +63,7 @@ pub struct Client {
     pub keys: KeyPairServiceClient<Channel>,
     pub networks: NetworkServiceClient<Channel>,
     pub security_groups: SecurityGroupServiceClient<Channel>,
+    pub flow_logs: FlowLogServiceClient<Channel>,
     pub store: StoreServiceClient<Channel>,
     pub events: EventServiceClient<Channel>,
 }
@@ -103,6 +104,8 @@ impl Client {
             networks: NetworkServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             security_groups: SecurityGroupServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES),
+            flow_logs: FlowLogServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),
             store: StoreServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES),

@@ -131,6 +131,12 @@ fn hint_for(reason: &str, fields: &[&str], code: Code) -> Option<&'static str> {
             "see what there is with `hearth key list`"
         }
         "InvalidKeyPair.Duplicate" => "choose another name, or delete it with `hearth key delete`",
+        "InvalidFlowLogId.NotFound" | "InvalidFlowLogId.Malformed" => {
+            "see what there is with `hearth flow-log list`"
+        }
+        "FlowLogAlreadyExists" => {
+            "see it with `hearth flow-log list`; delete it with `hearth flow-log delete`"
+        }
         "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => {
             "see what there is with `hearth sg list`"
         }

@@ -12,6 +12,7 @@ mod download;
 mod events;
 mod failure;
 mod filters;
+mod flow_log;
 mod human;
 mod image;
 mod image_change;
@@ -122,6 +123,9 @@ enum Command {
     /// Named lists of address blocks for the rules of security groups.
     #[command(subcommand, visible_alias = "prefix-lists")]
     PrefixList(prefix_list::PrefixListCommand),
+    /// Who talked to whom through interfaces, and whether it was let through.
+    #[command(subcommand, visible_alias = "flow-logs")]
+    FlowLog(flow_log::FlowLogCommand),
     /// The volume store as a whole.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -178,6 +182,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Sg(command) => sg::dispatch(&mut connect().await?, output, command).await,
         Command::PrefixList(command) => {
             prefix_list::dispatch(&mut connect().await?, output, command).await
+        }
+        Command::FlowLog(command) => {
+            flow_log::dispatch(&mut connect().await?, output, command).await
         }
         Command::Store(command) => store::dispatch(&mut connect().await?, output, command).await,
         Command::Events(args) => events::events(&mut connect().await?, output, args).await,

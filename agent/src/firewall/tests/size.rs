@@ -13,7 +13,7 @@ use super::{
 };
 use crate::firewall::{
     engine::{Engine, Request},
-    policy::{Change, Direction, Group, Match, Peer, Policy, Rule},
+    policy::{Change, Direction, Group, Match, Peer, Policy, Rule, Traffic, Windows},
 };
 
 /// Rules as groups have them: mostly blocks and ports, some of which overlap, groups, both families.
@@ -188,7 +188,7 @@ fn cost_of_changes() {
     in_namespace(|| measure(1000, 500));
 }
 
-fn packets(groups: usize, interfaces: usize) {
+fn packets(groups: usize, interfaces: usize, logged: bool) {
     let mut policy = large(groups, interfaces);
     let mut group = policy.groups[&sg(0)].clone();
     put(&mut group, "sgr-open".to_owned(), Some(80));
@@ -196,6 +196,14 @@ fn packets(groups: usize, interfaces: usize) {
     let mut it = interface(0);
     it.groups = policy.interfaces[&eni(0)].groups.clone();
     policy.interfaces.insert(eni(0), it);
+    if logged {
+        let traffic = Traffic {
+            accepted: true,
+            refused: true,
+        };
+        policy.logged.insert(eni(0), traffic);
+        policy.windows.current = Some(1000);
+    }
     let all = policy.clone();
     policy.interfaces.retain(|id, _| *id == eni(0));
     let mut world = World::new(policy);
@@ -214,16 +222,64 @@ fn packets(groups: usize, interfaces: usize) {
         }
     }
     println!(
-        "{groups} groups, {interfaces} interfaces: a packet into the host and out of it, median: \
+        "{groups} groups, {interfaces} interfaces{}: a packet into the host and out of it, median: \
          {:?} that opens a connection, {:?} that follows",
+        if logged { ", with a flow log" } else { "" },
         median(opens),
         median(follows)
     );
 }
 
+/// A window of so many flows that ends: the transaction, reading, and giving up the old sets.
+fn windows(flows: u16) {
+    let mut policy = large(1, 1);
+    policy.logged.insert(
+        eni(0),
+        Traffic {
+            accepted: false,
+            refused: true,
+        },
+    );
+    policy.windows.current = Some(1000);
+    let mut world = World::new(policy);
+    for port in 0..flows {
+        let own = std::net::IpAddr::V4(interface(0).ipv4);
+        let packet = Packet::udp((own, port), (OUTSIDE4, 53), b"refused");
+        world.send(End::Guest(0), &packet);
+    }
+    let put = |world: &mut World, retired: &[u64]| {
+        let start = Instant::now();
+        world.apply(Change::PutWindows(Windows {
+            current: Some(2000),
+            retired: retired.iter().copied().collect(),
+        }));
+        start.elapsed()
+    };
+    let turned = put(&mut world, &[1000]);
+    let start = Instant::now();
+    let counted = world.engine.flows(1000).expect("read");
+    let read = start.elapsed();
+    assert_eq!(counted.flows.len(), usize::from(flows));
+    let forgotten = put(&mut world, &[]);
+    println!(
+        "a window of {flows} flows: {turned:?} to turn to the next, {read:?} to read, \
+         {forgotten:?} to give up"
+    );
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn cost_of_windows() {
+    in_namespace(|| windows(10));
+    in_namespace(|| windows(10_000));
+    in_namespace(|| windows(65_000));
+}
+
 #[test]
 #[ignore = "prints figures"]
 fn cost_of_packets() {
-    in_namespace(|| packets(1, 1));
-    in_namespace(|| packets(1000, 500));
+    in_namespace(|| packets(1, 1, false));
+    in_namespace(|| packets(1, 1, true));
+    in_namespace(|| packets(1000, 500, false));
+    in_namespace(|| packets(1000, 500, true));
 }
