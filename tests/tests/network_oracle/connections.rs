@@ -101,8 +101,9 @@ impl Connections {
         for connection in &mut self.open {
             connection.is_kept |= !admitted(model, connection);
         }
-        let gone = self.pairs.extract_if(.., |_, it| !admitted(model, it));
-        self.unsure.extend(gone.map(|it| it.0));
+        let gone = self.pairs.iter().filter(|it| !admitted(model, it.1));
+        self.unsure.extend(gone.map(|it| *it.0));
+        self.pairs.retain(|it, _| !self.unsure.contains(it));
         self.fresh().filter(|it| it.is_kept).count()
     }
 }
