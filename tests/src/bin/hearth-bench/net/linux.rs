@@ -19,7 +19,7 @@ use hearth_vmm::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{PATIENCE, mac, make_tap};
+use super::{mac, make_tap};
 use crate::{
     Bench,
     machine::{Boot, Machine, Nic},
@@ -37,6 +37,10 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// A Linux that has not booted by then never will. Where KVM is emulated it takes 10 seconds, and
 /// minutes beside compilers.
 const BOOT: Duration = Duration::from_secs(300);
+
+/// Ends all other waits. To start a program takes an emulated kernel a second, and half a minute
+/// beside compilers.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const MEMORY_MIB: u64 = 128;
 
@@ -187,7 +191,14 @@ fn stream(machine: &mut Machine, netns: &Netns, number: u8, sends: bool) -> Resu
     // What is typed is said again by the terminal, but not with this number.
     let console = machine.console();
     console.type_line(&format!("nc {host} 9 -e {program}; echo stream $((6*7))"))?;
-    let stream = accept(&listener).context("waiting for the guest's connection")?;
+    let stream = match accept(&listener) {
+        Ok(stream) => stream,
+        // What the guest has said may tell why.
+        Err(error) => match console.wait_for("stream 42", Duration::from_secs(1)) {
+            Ok(()) => bail!("{error}: the guest's program has ended without a connection"),
+            Err(said) => bail!("{error}: {said:#}"),
+        },
+    };
     let figure = match sends {
         true => receive(stream),
         false => send(stream),
@@ -201,7 +212,7 @@ fn stream(machine: &mut Machine, netns: &Netns, number: u8, sends: bool) -> Resu
 fn accept(listener: &TcpListener) -> Result<TcpStream> {
     let mut listening = [PollFd::new(listener, PollFlags::IN)];
     let ready = poll(&mut listening, Some(&Timespec::try_from(PATIENCE)?))?;
-    ensure!(ready > 0, "nobody came for {PATIENCE:?}");
+    ensure!(ready > 0, "no connection of the guest for {PATIENCE:?}");
     Ok(listener.accept()?.0)
 }
 
