@@ -147,7 +147,6 @@ async fn accepted_and_refused_flows_are_recorded_exactly() -> Result<()> {
     // Who is gone has its last records, too.
     let terminate = TerminateInstancesRequest {
         instance_ids: vec![peer.instance_id.clone()],
-        ..Default::default()
     };
     hearth.instances().terminate_instances(terminate).await?;
     drop(client);

@@ -289,7 +289,10 @@ fn what_the_host_serves_is_not_logged_and_what_it_refuses_is() {
         let (end, seen) = world.connect(to).expect("admitted");
         assert_eq!(end, End::Guest(0));
         expected.count(0, Side::In, true, &seen);
-        let answer = seen.answer();
+        let mut answer = seen.answer();
+        let sequence = seen.payload[4..8].try_into().expect("a word");
+        let next = u32::from_be_bytes(sequence).wrapping_add(1);
+        answer.payload[8..12].copy_from_slice(&next.to_be_bytes());
         world.send(End::Guest(0), &answer);
         expected.count(0, Side::Out, true, &answer);
         for (_, packet) in world.arrived() {

@@ -232,7 +232,7 @@ fn packets(groups: usize, interfaces: usize, logged: bool) {
 
 /// A window of so many flows that ends: the transaction, reading, and giving up the old sets.
 fn windows(flows: u16) {
-    let mut policy = large(1, 1);
+    let mut policy = policy(1);
     policy.logged.insert(
         eni(0),
         Traffic {
@@ -244,7 +244,9 @@ fn windows(flows: u16) {
     let mut world = World::new(policy);
     for port in 0..flows {
         let own = std::net::IpAddr::V4(interface(0).ipv4);
-        let packet = Packet::udp((own, port), (OUTSIDE4, 53), b"refused");
+        // Refused before any group is asked.
+        let nobody = std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 7, 1));
+        let packet = Packet::udp((own, port), (nobody, 53), b"refused");
         world.send(End::Guest(0), &packet);
     }
     let put = |world: &mut World, retired: &[u64]| {
