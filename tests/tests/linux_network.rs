@@ -15,7 +15,7 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
     let network = hearth
         .network("10.20.0.0/16", |request| {
             request.ipv6_range = "auto".to_owned();
-            request.mtu = 1400;
+            request.mtu = 9001;
         })
         .await?;
     let request = CreateKeyPairRequest {
@@ -58,7 +58,7 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
     for part in [
         format!("inet {address}/16"),
         format!("inet6 {}/128", interface.private_ipv6),
-        "mtu 1400".to_owned(),
+        "mtu 9001".to_owned(),
     ] {
         ensure!(shown.contains(&part), "{part}: {shown}");
     }
@@ -72,6 +72,14 @@ async fn linux_takes_address_name_key_and_user_data_from_its_interface() -> Resu
     // By its name, as any instance of the network finds it.
     let found = console.shell("nslookup web.hearth.internal").await?;
     ensure!(found.contains(address.as_str()), "{found}");
+
+    // Large packets go whole: 28 bytes of headers, and no fragments.
+    let ping = format!("ping -c 1 -W 60 -s 8973 {}", network.ipv4_gateway);
+    let said = console.shell(&ping).await?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    let count = "awk '/^Ip:/ && !/Forwarding/ { print $15, $20 }' /proc/net/snmp";
+    let reassembled_and_made = console.shell(count).await?;
+    ensure!(reassembled_and_made == "0 0", "{reassembled_and_made}");
 
     // No rule lets anybody in; the agent does, for who has the key.
     let known_hosts = hearth.scratch()?.join("known_hosts");

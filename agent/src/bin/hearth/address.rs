@@ -12,8 +12,9 @@ use tonic::Status;
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc, rpc_with_flags},
-    filters::{filter, parse_filter, parse_tag},
+    filters::{filter, parse_filter},
     human,
+    labels::LabelArgs,
     output::{self, Output},
     pages::{all_pages, delete_each},
     sg_names::one_of,
@@ -58,12 +59,8 @@ pub struct AllocateArgs {
     /// This very address.
     #[arg(long, value_name = "ADDRESS")]
     address: Option<String>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -144,8 +141,8 @@ async fn allocate(client: &mut Client, output: Output, args: AllocateArgs) -> Re
     let request = AllocateAddressRequest {
         pool_id: args.pool.unwrap_or_default(),
         public_ipv4: args.address.unwrap_or_default(),
-        tags: args.tag,
-        client_token: args.client_token.unwrap_or_default(),
+        tags: args.labels.tag,
+        client_token: args.labels.client_token.unwrap_or_default(),
     };
     let answer = client.networks.allocate_address(request).await;
     let answer = answer.map_err(failed)?.into_inner();

@@ -13,8 +13,9 @@ use tonic::Status;
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{filter, parse_filter, parse_tag},
+    filters::{filter, parse_filter},
     human,
+    labels::LabelArgs,
     output::{self, Output},
 };
 
@@ -61,12 +62,8 @@ pub struct CreateArgs {
     /// Seconds that a record is about, at most: 10, 60 or 600.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     interval: u32,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -157,8 +154,8 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         resource_ids,
         traffic_type: traffic.into(),
         max_aggregation_interval: args.interval,
-        tags: args.tag,
-        client_token: args.client_token.unwrap_or_default(),
+        tags: args.labels.tag,
+        client_token: args.labels.client_token.unwrap_or_default(),
     };
     let answer = client.flow_logs.create_flow_logs(request).await;
     let answer = answer.map_err(failed)?.into_inner();

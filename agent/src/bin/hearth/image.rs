@@ -14,10 +14,11 @@ use crate::{
     client::Client,
     download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{parse_filter, parse_tag},
+    filters::parse_filter,
     human,
     image_change::{self, CopyArgs, CreateArgs, DeprecateArgs, ModifyArgs, RegisterArgs},
     image_files::{FileToSend, ImageFiles, format_of, parse_boot_protocol, parse_format},
+    labels::LabelArgs,
     output::{self, Output},
     sharing,
     upload::{self, Upload},
@@ -86,12 +87,8 @@ pub struct ImportArgs {
     /// Words for people.
     #[arg(long)]
     description: Option<String>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -263,7 +260,11 @@ fn files(args: ImportArgs) -> Result<(ImageFiles, Vec<Tag>, String), Failure> {
     files.name = args.name.unwrap_or(files.name);
     files.description = args.description.unwrap_or(files.description);
     files.kernel_args = args.kernel_args.unwrap_or(files.kernel_args);
-    Ok((files, args.tag, args.client_token.unwrap_or_default()))
+    Ok((
+        files,
+        args.labels.tag,
+        args.labels.client_token.unwrap_or_default(),
+    ))
 }
 
 async fn image_file(

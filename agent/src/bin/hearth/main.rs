@@ -19,6 +19,7 @@ mod image_change;
 mod image_files;
 mod instance;
 mod key;
+mod labels;
 mod metadata;
 mod net;
 mod network;

@@ -11,8 +11,9 @@ use tonic_types::StatusExt;
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc, rpc_with_flags},
-    filters::{parse_filter, parse_tag},
+    filters::parse_filter,
     human,
+    labels::LabelArgs,
     output::{self, Output},
     pages::{all_pages, delete_each},
 };
@@ -62,12 +63,8 @@ pub struct CreateArgs {
     /// Where instances find each other by name; `hearth.internal` if nothing is said.
     #[arg(long, value_name = "DOMAIN")]
     dns_domain: Option<String>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
     /// Check the request, change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -142,8 +139,8 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         nat: Some(!args.no_nat),
         is_default: args.default,
         dns_domain: args.dns_domain.unwrap_or_default(),
-        tags: args.tag,
-        client_token: args.client_token.unwrap_or_default(),
+        tags: args.labels.tag,
+        client_token: args.labels.client_token.unwrap_or_default(),
         dry_run: args.dry_run,
     };
     let answer = match client.networks.create_network(request).await {

@@ -10,7 +10,8 @@ use tonic::Status;
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{parse_filter, parse_tag},
+    filters::parse_filter,
+    labels::LabelArgs,
     output::{self, Output},
     sg::KeepArgs,
 };
@@ -46,12 +47,8 @@ pub struct CreateArgs {
     /// has.
     #[arg(long, value_name = "COUNT")]
     max_entries: Option<u32>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -150,8 +147,8 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         }),
         max_entries: args.max_entries.unwrap_or(0),
         entries: args.entry,
-        tags: args.tag,
-        client_token: args.client_token.unwrap_or_default(),
+        tags: args.labels.tag,
+        client_token: args.labels.client_token.unwrap_or_default(),
     };
     let answer = client.security_groups.create_prefix_list(request).await;
     let answer = answer.map_err(failed)?.into_inner();

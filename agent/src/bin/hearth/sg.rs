@@ -11,8 +11,9 @@ use tonic::Status;
 use crate::{
     client::Client,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{filter, parse_filter, parse_tag},
+    filters::{filter, parse_filter},
     human,
+    labels::LabelArgs,
     output::{self, Output},
     sg_explain::{self, ExplainArgs},
     sg_rules::{self, RuleArgs},
@@ -61,12 +62,8 @@ pub struct CreateArgs {
     /// Words for people.
     #[arg(long)]
     description: Option<String>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -204,8 +201,8 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
         name: args.name,
         description: args.description.unwrap_or_default(),
         network_id: client.given_network_id(args.network.as_deref()).await?,
-        tags: args.tag,
-        client_token: args.client_token.unwrap_or_default(),
+        tags: args.labels.tag,
+        client_token: args.labels.client_token.unwrap_or_default(),
         dry_run: false,
     };
     let answer = client.security_groups.create_security_group(request).await;

@@ -13,8 +13,9 @@ use crate::{
     client::Client,
     download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{name_of, parse_filter, parse_tag},
+    filters::{name_of, parse_filter},
     human,
+    labels::LabelArgs,
     output::{self, Output},
     pages::all_pages,
     sharing,
@@ -71,21 +72,11 @@ pub struct CreateArgs {
     /// With --stop-first: seconds until a guest that does not shut down is stopped by force.
     #[arg(long, value_name = "SECONDS", requires = "stop_first")]
     timeout: Option<u32>,
-    #[command(flatten)]
-    labels: LabelArgs,
-}
-
-#[derive(Args)]
-pub struct LabelArgs {
     /// Words for people.
     #[arg(long)]
     description: Option<String>,
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
+    #[command(flatten)]
+    labels: LabelArgs,
 }
 
 #[derive(Args)]
@@ -116,6 +107,9 @@ pub struct CopyArgs {
     /// The snapshot's id.
     #[arg(value_name = "SNAPSHOT")]
     id: String,
+    /// Words for people.
+    #[arg(long)]
+    description: Option<String>,
     #[command(flatten)]
     labels: LabelArgs,
 }
@@ -213,7 +207,7 @@ async fn create(client: &mut Client, output: Output, args: CreateArgs) -> Result
     let labels = args.labels;
     let stop_timeout_seconds = args.timeout.unwrap_or(0);
     let (description, client_token) = (
-        labels.description.unwrap_or_default(),
+        args.description.unwrap_or_default(),
         labels.client_token.unwrap_or_default(),
     );
     let answer = match args.instance {
@@ -304,7 +298,7 @@ async fn delete(client: &mut Client, args: IdsArgs) -> Result<(), Failure> {
 async fn copy(client: &mut Client, output: Output, args: CopyArgs) -> Result<(), Failure> {
     let request = CopySnapshotRequest {
         source_snapshot_id: args.id,
-        description: args.labels.description.unwrap_or_default(),
+        description: args.description.unwrap_or_default(),
         tags: args.labels.tag,
         client_token: args.labels.client_token.unwrap_or_default(),
     };

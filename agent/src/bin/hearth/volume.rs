@@ -15,9 +15,10 @@ use crate::{
     client::Client,
     download::TargetArgs,
     failure::{Failure, flags, rpc_with_flags},
-    filters::{name_of, parse_filter, parse_tag},
+    filters::{name_of, parse_filter},
     human::{self, parse_gib},
     image_files::{format_of, parse_format},
+    labels::LabelArgs,
     output::{self, Output},
     pages::all_pages,
     upload::{self, Upload},
@@ -88,16 +89,6 @@ pub struct ImportArgs {
     class: ClassArgs,
     #[command(flatten)]
     labels: LabelArgs,
-}
-
-#[derive(Args)]
-pub struct LabelArgs {
-    /// A tag; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tag: Vec<Tag>,
-    /// A call repeated with the same token returns the first call's result.
-    #[arg(long, value_name = "TOKEN")]
-    client_token: Option<String>,
 }
 
 #[derive(Args)]
