@@ -13,6 +13,14 @@ fn rules(netns: &Netns) -> Result<String> {
     programs::output_of(netns.command("nft").args(["-s", "list", "ruleset"]))
 }
 
+/// Nothing changed since.
+fn is_still(netns: &Netns, wanted: &(String, Vec<String>)) -> Result<()> {
+    let (rules, left) = (rules(netns)?, left_on_the_host(netns)?);
+    ensure!(left == wanted.1, "{left:?} instead of {:?}", wanted.1);
+    ensure!(rules == wanted.0, "{rules}\ninstead of\n{}", wanted.0);
+    Ok(())
+}
+
 /// Asks for a network and is refused, with nothing left of it.
 async fn is_refused(hearth: &Hearth, why: &str) -> Result<()> {
     let request = CreateNetworkRequest {
@@ -44,20 +52,20 @@ async fn an_agent_keeps_its_hands_off_the_networks_of_another() -> Result<()> {
 
     // Without networks it starts and runs, and nothing happens to what is there.
     let mut second = Hearth::start_in(Some(netns.share()?)).await?;
-    ensure!((rules(&netns)?, left_on_the_host(&netns)?) == wanted);
+    is_still(&netns, &wanted)?;
     is_refused(&second, "another agent (hearthd ").await?;
-    ensure!((rules(&netns)?, left_on_the_host(&netns)?) == wanted);
+    is_still(&netns, &wanted)?;
 
     // Also while the first one is away: its guests' rules are in force.
     first.kill_agent()?;
     second.stop_agent()?;
     second.start_agent().await?;
     is_refused(&second, &state).await?;
-    ensure!((rules(&netns)?, left_on_the_host(&netns)?) == wanted);
+    is_still(&netns, &wanted)?;
 
     // Once nothing of the first one's is there any more, the other one has its turn.
     first.start_agent().await?;
-    ensure!((rules(&netns)?, left_on_the_host(&netns)?) == wanted);
+    is_still(&netns, &wanted)?;
     Guest::new(&first, instance).terminate().await?;
     let request = DeleteNetworkRequest {
         network_id: network.network_id,
