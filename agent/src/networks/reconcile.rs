@@ -56,12 +56,13 @@ async fn round(context: &Arc<Context>, load: bool) -> ApiResult<()> {
         tracing::error!(%error, "the rules are not in force; interfaces are down until they are");
         return set_all_down(context).await;
     }
-    let networks = context.db.read(db::networks::all).await?;
-    if networks.is_empty() {
+    // Not the rows: one may be there for a moment that is refused, since another agent has networks.
+    let policy = context.firewall.policy().await;
+    if policy.networks.is_empty() {
         // Taps and public addresses that are there are another agent's.
         return Ok(());
     }
-    let ipv6 = networks.iter().any(|network| network.ipv6.is_some());
+    let ipv6 = policy.networks.values().any(|it| it.ipv6.is_some());
     let enabled = blocking("turning forwarding on", move || {
         host::enable_forwarding(ipv6)
     });

@@ -5,7 +5,7 @@ use hearth_proto::v1::{
     Address, AddressPool, AllocateAddressRequest, AssociateAddressRequest,
     CreateAddressPoolRequest, DeleteAddressPoolRequest, DescribeAddressPoolsRequest,
     DescribeAddressPoolsResponse, DescribeAddressesRequest, DescribeAddressesResponse,
-    DisassociateAddressRequest, Filter, ReleaseAddressRequest, Tag,
+    DisassociateAddressRequest, Filter, ReleaseAddressRequest,
 };
 use tonic::Status;
 

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use hearth_proto::v1::{
     CreateFlowLogsRequest, DeleteFlowLogsRequest, DescribeFlowLogsRequest,
     DescribeFlowLogsResponse, Filter, FlowLog, FlowLogRecord, FlowLogTrafficType,
-    ReadFlowLogRequest, Tag,
+    ReadFlowLogRequest,
 };
 use tonic::Status;
 

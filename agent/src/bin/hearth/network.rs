@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     CreateNetworkRequest, DeleteNetworkRequest, DescribeNetworksRequest, DescribeNetworksResponse,
-    Filter, ModifyNetworkRequest, Network, Tag,
+    Filter, ModifyNetworkRequest, Network,
 };
 use tonic::Status;
 use tonic_types::StatusExt;

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     CreatePrefixListRequest, DeletePrefixListRequest, DescribePrefixListsResponse, Filter,
-    ModifyPrefixListRequest, PrefixList, PrefixListEntry, Tag,
+    ModifyPrefixListRequest, PrefixList, PrefixListEntry,
 };
 use tonic::Status;
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use hearth_proto::v1::{
     AuthorizeSecurityGroupRequest, CreateSecurityGroupRequest, DeleteSecurityGroupRequest,
     DescribeSecurityGroupRulesResponse, DescribeSecurityGroupsResponse, Direction, Filter,
-    ReplaceInstanceSecurityGroupsRequest, RevokeSecurityGroupRequest, SecurityGroup, Tag,
+    ReplaceInstanceSecurityGroupsRequest, RevokeSecurityGroupRequest, SecurityGroup,
 };
 use tonic::Status;
 

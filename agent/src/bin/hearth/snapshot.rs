@@ -5,7 +5,7 @@ use hearth_proto::v1::{
     CopySnapshotRequest, CreateSnapshotRequest, CreateSnapshotsRequest, CreateSnapshotsResponse,
     DeleteSnapshotRequest, DescribeSnapshotAttributeRequest, DescribeSnapshotsRequest,
     DescribeSnapshotsResponse, ExportSnapshotRequest, Filter, ListChangedBlocksRequest,
-    ListSnapshotBlocksRequest, ModifySnapshotAttributeRequest, Snapshot, Tag,
+    ListSnapshotBlocksRequest, ModifySnapshotAttributeRequest, Snapshot,
 };
 use tonic::Status;
 

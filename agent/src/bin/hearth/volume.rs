@@ -7,7 +7,7 @@ use hearth_proto::v1::{
     AttachVolumeRequest, AttachVolumeResponse, AttachmentState, CreateVolumeRequest,
     DeleteVolumeRequest, DescribeVolumesRequest, DescribeVolumesResponse, DetachVolumeRequest,
     DetachVolumeResponse, DiskFormat, ExportVolumeRequest, Filter, GrowVolumeRequest,
-    ImportVolumeHeader, ImportVolumeRequest, Tag, Volume, import_volume_request::Message,
+    ImportVolumeHeader, ImportVolumeRequest, Volume, import_volume_request::Message,
 };
 use tonic::Status;
 
