@@ -150,13 +150,13 @@ impl Engine {
     }
 
     /// Makes the changes of all requests in one transaction. The answer has one entry for each: of
-    /// connections that were cut. They either all cut connections or all keep them.
+    /// connections that were cut. If one of them [`Self::keeps`] connections, none cuts any.
     pub fn apply(
         &mut self,
         requests: &[Request],
     ) -> Result<Vec<Result<u64, FirewallError>>, FirewallError> {
         // What is kept now must not be taken for what an earlier change took away.
-        if requests.iter().any(|it| !it.cut) && !self.late.is_empty() {
+        if !self.late.is_empty() && requests.iter().any(|it| self.keeps(it)) {
             wait_for_packets();
             self.cut_late(self.changes);
         }
@@ -212,6 +212,17 @@ impl Engine {
         let scopes = scopes.into_iter().map(|it| (self.changes, it));
         self.late.extend(scopes);
         Ok(counts)
+    }
+
+    /// Whether there may be connections that a request takes the rules away from, and keeps.
+    pub fn keeps(&self, request: &Request) -> bool {
+        let mut scope = Scope::default();
+        if !request.cut {
+            for change in &request.changes {
+                scope.add(&self.policy, change);
+            }
+        }
+        !scope.is_empty()
     }
 
     /// The number of the last change, if connections that were beginning then have yet to be looked

@@ -234,7 +234,8 @@ impl Inner {
         let (requests, done): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|it| (it.request, it.done)).unzip();
         // Those that keep connections are made apart from those that cut them.
-        let alike = requests.windows(2).all(|it| it[0].cut == it[1].cut);
+        let cuts = requests.iter().any(|it| it.cut);
+        let alike = !cuts || !requests.iter().any(|it| engine.keeps(it));
         let results = if alike {
             match engine.apply(&requests) {
                 Ok(results) => results,
