@@ -6,16 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use rustix::{
-    io::Errno,
-    thread::{MembarrierCommand, membarrier},
-};
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::{
     Counter, Dropped, FirewallError, Repair,
     claim::{Claim, Maker, Owner},
     compile::{self, Parts},
     conntrack::{self, Scope},
+    flows,
     netlink::{
         NetlinkError, Socket,
         batch::Batch,
@@ -89,9 +87,6 @@ impl Engine {
             });
         }
         self.claim()?;
-        let mut windows = self.policy.windows.clone();
-        self.adopt_windows(&mut windows)?;
-        Arc::make_mut(&mut self.policy).windows = windows;
         let repair = self.synchronise(true)?;
         self.cut_all(repair.as_ref());
         Ok(repair)
@@ -322,10 +317,14 @@ impl Engine {
             Ok((generation, [inet, read::table(socket, Family::Arp)?]))
         });
         if load {
-            let places = match &read {
-                Ok((_, [Some(inet), _])) => compile::places_found(&self.policy, &inet.elements),
-                _ => BTreeMap::new(),
-            };
+            let mut places = BTreeMap::new();
+            if let Ok((_, [Some(inet), _])) = &read {
+                let policy = Arc::make_mut(&mut self.policy);
+                if !policy.networks.is_empty() {
+                    flows::adopt(&mut policy.windows, inet.sets.keys());
+                }
+                places = compile::places_found(policy, &inet.elements);
+            }
             self.parts = Parts::of(&self.policy, &places);
         }
         let (generation, raw) = read?;
@@ -432,15 +431,9 @@ impl Engine {
         mut each: impl FnMut(&str, Counter),
     ) -> Result<(), FirewallError> {
         let socket = self.socket()?;
-        let read = read::elements(socket, Family::Inet, set, |_, comment, counter| {
+        Ok(read::counters(socket, set, |_, comment, counter| {
             each(comment, counter);
-        });
-        match read {
-            Ok(_) => Ok(()),
-            // It was removed by hand; the next reconciliation makes it again.
-            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        })?)
     }
 }
 

@@ -4,14 +4,13 @@
 //! next one's; then nothing changes in the old sets any more. They are read as often as it takes
 //! to have the counts safe, and removed.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
-    Counter, Firewall, FirewallError,
-    engine::Engine,
-    netlink::flows,
-    policy::Windows,
-    table::{Family, Field},
+    Counter, Firewall, FirewallError, engine::Engine, netlink::read, policy::Windows, table::Field,
 };
 
 /// Names of the sets begin so.
@@ -214,7 +213,10 @@ impl Engine {
     pub fn flows(&mut self, window: u64) -> Result<Counted, FirewallError> {
         let mut counted = Counted::default();
         for set in FlowSet::all(window) {
-            let elements = flows::read(self.socket()?, Family::Inet, &set.name())?;
+            let mut elements = Vec::new();
+            read::counters(self.socket()?, &set.name(), |key, _, counter| {
+                elements.push((key.first.clone(), counter));
+            })?;
             match set {
                 WindowSet::Flows(set) => {
                     let flows = elements.iter().filter_map(|(key, it)| set.flow(key, *it));
@@ -229,18 +231,17 @@ impl Engine {
         }
         Ok(counted)
     }
+}
 
-    /// The windows that the kernel has go on; only if it has none, the wanted one begins.
-    pub(super) fn adopt_windows(&mut self, wanted: &mut Windows) -> Result<(), FirewallError> {
-        let mut found = flows::windows(self.socket()?, Family::Inet)?;
-        let Some(newest) = found.pop_last() else {
-            return Ok(());
-        };
-        match &mut wanted.current {
-            Some(current) => *current = newest,
-            None => drop(found.insert(newest)),
-        }
-        wanted.retired.extend(found);
-        Ok(())
+/// The windows that the kernel has sets of go on; only if it has none, the wanted one begins.
+pub(super) fn adopt<'a>(wanted: &mut Windows, sets: impl Iterator<Item = &'a String>) {
+    let mut found: BTreeSet<u64> = sets.filter_map(|set| window_of(set)).collect();
+    let Some(newest) = found.pop_last() else {
+        return;
+    };
+    match &mut wanted.current {
+        Some(current) => *current = newest,
+        None => drop(found.insert(newest)),
     }
+    wanted.retired.extend(found);
 }

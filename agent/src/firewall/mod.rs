@@ -27,6 +27,7 @@ mod tests;
 mod watch;
 
 pub use claim::Owner;
+pub use engine::wait_for_packets;
 use engine::{Engine, Request};
 use netlink::NetlinkError;
 pub use netlink::read::Counter;
@@ -253,7 +254,7 @@ impl Inner {
             let _ = done.send(result);
         }
         if let Some(change) = late {
-            engine::wait_for_packets();
+            wait_for_packets();
             lock(&self.engine).cut_late(change);
         }
     }

@@ -8,7 +8,6 @@ use std::{
 
 use hearth_images::crash_point;
 use rusqlite::Connection;
-use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::{
     TURN, enforce,
@@ -20,7 +19,7 @@ use crate::{
     context::Context,
     db::{self, DbError},
     error::{ApiError, ApiResult},
-    firewall::flows::Counted,
+    firewall::{self, flows::Counted},
     shutdown::Shutdown,
     time::Millis,
 };
@@ -91,12 +90,9 @@ async fn write_retired(context: &Arc<Context>) -> ApiResult<()> {
         return Ok(());
     }
     crash_point("flows.turned");
-    // Packets that were under way count in the old window; each processor is done with them now.
-    // Where the kernel does not offer this wait, transactions have waited as long.
-    blocking("waiting for packets", || {
-        let _ = membarrier(MembarrierCommand::Global);
-    })
-    .await?;
+    // Packets that were under way count in the old window. Where the kernel does not offer this
+    // wait, transactions have waited as long.
+    blocking("waiting for packets", firewall::wait_for_packets).await?;
     let mut done = Vec::new();
     for window in &windows.retired {
         let later = windows.retired.iter().chain(&windows.current);

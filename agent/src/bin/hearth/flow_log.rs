@@ -17,6 +17,7 @@ use crate::{
     human,
     labels::LabelArgs,
     output::{self, Output},
+    pages::all_pages,
 };
 
 /// Who talked to whom through interfaces, and whether it was let through.
@@ -272,20 +273,17 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 impl Client {
     async fn describe_flow_logs(&mut self, filters: Vec<Filter>) -> Result<Vec<FlowLog>, Failure> {
-        let mut all = Vec::new();
-        let mut request = DescribeFlowLogsRequest {
-            filters,
-            ..Default::default()
-        };
-        loop {
-            let answer = self.flow_logs.describe_flow_logs(request.clone()).await;
+        all_pages(async |page| {
+            let request = DescribeFlowLogsRequest {
+                filters: filters.clone(),
+                page,
+                ..Default::default()
+            };
+            let answer = self.flow_logs.describe_flow_logs(request).await;
             let answer = answer.map_err(failed)?.into_inner();
-            all.extend(answer.flow_logs);
-            if answer.next_token.is_empty() {
-                return Ok(all);
-            }
-            request.page.get_or_insert_default().next_token = answer.next_token;
-        }
+            Ok((answer.flow_logs, answer.next_token))
+        })
+        .await
     }
 
     /// A flow log by its id, or the only one of a resource.

@@ -6,7 +6,6 @@ pub mod attributes;
 pub mod batch;
 pub mod compare;
 pub mod encode;
-pub mod flows;
 pub mod owner;
 pub mod read;
 pub mod socket;

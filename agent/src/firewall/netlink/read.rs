@@ -254,6 +254,22 @@ pub fn elements(
     Ok(all)
 }
 
+/// Key, comment and counter of each element of a set. One that was removed by hand has none; the
+/// next reconciliation makes it again.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub fn counters(
+    socket: &mut Socket,
+    set: &str,
+    each: impl FnMut(&ElementKey, &str, Counter),
+) -> Result<(), NetlinkError> {
+    match elements(socket, Family::Inet, set, each) {
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
+        read => read.map(drop),
+    }
+}
+
 /// The comment in user data.
 pub fn said(userdata: &[u8]) -> &str {
     match userdata {
